@@ -21,7 +21,7 @@ JOBS = {"convert PEFT to GGUF": ["llama.cpp's convert_lora_to_gguf.py", "cp and 
 
 def convert(bench: Bench) -> None:
     [(job, (llama_cpp, cp, start))] = JOBS.items()
-    model, rank, scripts = bench.options.model, bench.options.rank, llama_cpp_scripts.found()
+    model, rank, scripts = bench.options.model, bench.options.rank, llama_cpp_scripts.scripts_folder()
     whole, config = bench.input_folder(adapter, model, rank), bench.input_folder(base, model, values=False)
     small, weights = bench.input_folder(adapter, model, rank, layers=1), whole / "adapter_model.safetensors"
     ours, theirs, copy, one_layer = outputs = [

@@ -96,7 +96,7 @@ def into_base(bench: Bench) -> None:
 
 def two_into_base(bench: Bench) -> None:
     folder, adapters, detail = inputs(bench, 2)
-    ours, theirs, python = bench.scratch / "ours" / "out", bench.scratch / "mergekit" / "out", mergekit_env.found()
+    ours, theirs, python = bench.scratch / "ours" / "out", bench.scratch / "mergekit" / "out", mergekit_env.installed_python()
     needs = [*NEEDS, *(() if python else ["mergekit (python -m tests.support.mergekit_env)"])]
     turns = bench.turns(
         Merge("adapterhub", process(merge_into_base, folder, ours, *adapters), out=ours),

@@ -79,7 +79,7 @@ def _umask() -> Iterator[None]:
     os.umask(before)
 
 
-def missing(peer: str, why: str = "", install: str = "", *, required: bool = True) -> NoReturn:
+def missing(peer: str, detail: str = "", install: str = "", *, required: bool = True) -> NoReturn:
     """Skip because a peer is missing or does not work, or fail where CI requires them all.
 
     Args:
@@ -88,7 +88,7 @@ def missing(peer: str, why: str = "", install: str = "", *, required: bool = Tru
         install: The command that installs it.
         required: Whether CI has to have it.
     """
-    reason = skips.reason(peer, why, install)
+    reason = skips.reason(peer, detail, install)
     if required and os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
         pytest.fail(f"{reason} (required here)")
     pytest.skip(reason)
@@ -147,7 +147,7 @@ def _llama_cpp_scripts() -> Path:
     """llama.cpp's own scripts; downloaded where CI requires the peers, else only used if they are there."""
     if os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
         llama_cpp_scripts.downloaded()
-    scripts = llama_cpp_scripts.found()
+    scripts = llama_cpp_scripts.scripts_folder()
     if scripts is None:
         missing("llama.cpp's conversion", install="python -m tests.support.llama_cpp_scripts")
     for module in ("torch", "transformers"):
@@ -174,7 +174,7 @@ _NOT_PASSED_ON = ("ADAPTERHUB_", "TRANSFORMERS_NO_ADVISORY")  # the latter is wh
 os.environ.pop("PYTHONUNBUFFERED", None)
 
 
-def _environment(tmp_path: Path, more: dict[str, str] | None) -> dict[str, str]:
+def _environment(tmp_path: Path, variables: dict[str, str] | None) -> dict[str, str]:
     return {
         **{key: value for key, value in os.environ.items() if not key.startswith(_NOT_PASSED_ON)},
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]),
@@ -183,7 +183,7 @@ def _environment(tmp_path: Path, more: dict[str, str] | None) -> dict[str, str]:
         "XDG_CACHE_HOME": str(tmp_path / "xdg-cache"),
         "MPLCONFIGDIR": str(ROOT / "build" / "matplotlib"),  # else it looks for fonts again in every process
         "COLUMNS": "80",
-        **(more or {}),
+        **(variables or {}),
     }
 
 
@@ -196,11 +196,11 @@ def _first(tmp_path: Path, environment: dict[str, str], first: str) -> dict[str,
     return {**environment, "PYTHONPATH": os.pathsep.join([str(tmp_path / "first"), environment["PYTHONPATH"]])}
 
 
-def _checked(done: subprocess.CompletedProcess[str], code: int | None) -> subprocess.CompletedProcess[str]:
+def _checked(result: subprocess.CompletedProcess[str], code: int | None) -> subprocess.CompletedProcess[str]:
     if code is not None:
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done
+        assert result.returncode == code, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
+    return result
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def run(tmp_path: Path, servers: Callable[..., forked.Forked], started: Run) -> 
     ) -> subprocess.CompletedProcess[str]:
         words, environment = [str(arg) for arg in args], _environment(tmp_path, env)
         server = servers(*modules_for(words))
-        if not server.can(environment):
+        if not server.suits(environment):
             return started(*args, cwd=cwd, env=env, code=code, first=first)
         return _checked(server.run(words, cwd or tmp_path, environment, first), code)
 

@@ -39,11 +39,11 @@ def test_other_texts_than_expected_are_refused(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_texts_that_share_passages_are_on_one_side_also_through_a_third() -> None:
-    one, two, quoted, longer = words("one", 60), words("two", 60), words("quoted", 20), words("long", 300)
-    texts = {"a": one, "b": f"{one} {quoted}", "c": f"{quoted} {two}", "d": longer, "e": words("other", 40)}
+    first, second, quoted, longer = words("one", 60), words("two", 60), words("quoted", 20), words("long", 300)
+    texts = {"a": first, "b": f"{first} {quoted}", "c": f"{quoted} {second}", "d": longer, "e": words("other", 40)}
     passages = {name: licenses.passages_of(text) for name, text in texts.items()}
-    found = licenses.clusters(sorted(texts), passages)
-    assert sorted(map(sorted, found)) == [["a", "b", "c"], ["d"], ["e"]]
+    clusters = licenses.clusters(sorted(texts), passages)
+    assert sorted(map(sorted, clusters)) == [["a", "b", "c"], ["d"], ["e"]]
     assert licenses.split(sorted(texts), passages) == (["d"], ["a", "b", "c", "e"])
     assert licenses.overlap(["d"], ["a", "e"], passages) == 0
     assert licenses.overlap(["b"], ["a"], passages) == 1

@@ -45,15 +45,15 @@ def rendered(template: Path, **changed_values: Any) -> Any:
     """A template of the chart with its values, as far as these templates go: values, conditions, the name of the release."""
     values = parsed((template.parent.parent / "values.yaml").read_text()) | changed_values
 
-    def value(found: re.Match[str]) -> str:
-        path, _, form = found[1].partition(" | ")
+    def value(match: re.Match[str]) -> str:
+        path, _, form = match[1].partition(" | ")
         kind, _, key = path.removeprefix(".").partition(".")
-        got = {"Values": values, "Release": {"Name": "team"}}[kind][key]
+        setting = {"Values": values, "Release": {"Name": "team"}}[kind][key]
         forms: dict[str, Callable[[Any], str]] = {"": str, "quote": lambda text: json.dumps(str(text)), "toJson": json.dumps}
-        return forms[form](got)
+        return forms[form](setting)
 
-    def block(found: re.Match[str]) -> str:
-        return found[3] if bool(values[found[2]]) != bool(found[1]) else ""
+    def block(match: re.Match[str]) -> str:
+        return match[3] if bool(values[match[2]]) != bool(match[1]) else ""
 
     text = re.sub(r" *\{\{- range .+? \}\}\n.+?\{\{- end \}\}\n", "", template.read_text(), flags=re.DOTALL)  # of no option
     text = re.sub(r" *\{\{- if (not )?\.Values\.(\w+) \}\}\n(.+?) *\{\{- end \}\}\n", block, text, flags=re.DOTALL)
@@ -78,7 +78,7 @@ def restricted_violations(pod: dict[str, Any]) -> list[str]:
 
     The rules are those of https://kubernetes.io/docs/concepts/security/pod-security-standards, with those of "baseline".
     """
-    security, found = pod.get("securityContext", {}), []
+    security, violations = pod.get("securityContext", {}), []
     allowed_volumes = {
         "configMap",
         "csi",
@@ -89,33 +89,38 @@ def restricted_violations(pod: dict[str, Any]) -> list[str]:
         "projected",
         "secret",
     }
-    found += [
+    violations += [
         f"volume {volume['name']}" for volume in pod.get("volumes", ()) if not volume.keys() - {"name"} <= allowed_volumes
     ]
-    found += [key for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
+    violations += [key for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
     for container in (*pod["containers"], *pod.get("initContainers", ())):
-        own = {**security, **container.get("securityContext", {})}
-        capabilities = own.get("capabilities", {})
+        effective = {**security, **container.get("securityContext", {})}
+        capabilities = effective.get("capabilities", {})
         rules = {
-            "privileged": not own.get("privileged"),
-            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is False,
-            "runAsNonRoot": own.get("runAsNonRoot") is True,
-            "runAsUser": own.get("runAsUser") != 0,
-            "seccompProfile": own.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"),
+            "privileged": not effective.get("privileged"),
+            "allowPrivilegeEscalation": effective.get("allowPrivilegeEscalation") is False,
+            "runAsNonRoot": effective.get("runAsNonRoot") is True,
+            "runAsUser": effective.get("runAsUser") != 0,
+            "seccompProfile": effective.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"),
             "capabilities": "ALL" in capabilities.get("drop", ()) and {*capabilities.get("add", ())} <= {"NET_BIND_SERVICE"},
             "hostPort": not any("hostPort" in port for port in container.get("ports", ())),
         }
-        found += [f"{container['name']}: {name}" for name, is_kept in rules.items() if not is_kept]
-    return found
+        violations += [f"{container['name']}: {name}" for name, is_kept in rules.items() if not is_kept]
+    return violations
 
 
 TEMPLATES = sorted(path for chart in (CHART, SERVE_CHART) for path in (chart / "templates").glob("*.yaml"))
 
 
 def test_the_restricted_level_admits_every_pod_of_the_charts() -> None:
-    found = {path.name: list(pods(rendered(path))) for path in TEMPLATES}
-    assert {name for name, its_pods in found.items() if its_pods} == {"deployment.yaml", "gc.yaml", "gateway.yaml", "vllm.yaml"}
-    for name, its_pods in found.items():
+    pods_by_template = {path.name: list(pods(rendered(path))) for path in TEMPLATES}
+    assert {name for name, its_pods in pods_by_template.items() if its_pods} == {
+        "deployment.yaml",
+        "gc.yaml",
+        "gateway.yaml",
+        "vllm.yaml",
+    }
+    for name, its_pods in pods_by_template.items():
         for pod in its_pods:
             assert restricted_violations(pod) == [], name
             assert restricted_violations({**pod, "securityContext": {}}) != []
@@ -166,19 +171,22 @@ def check_start(words: list[str]) -> dict[str, Any]:
     """The options of `hub start` with these words, with which it may bind its address."""
     start = hub.get_command(click.Context(hub), "start")
     assert start
-    found = start.make_context("start", words).params
-    known = {key: value for key, value in found.items() if key in ("host", "require_login", "behind_proxy", "url")}
-    check_binding(HubSettings(registry=Path("x"), **known))
-    return found
+    parameters = start.make_context("start", words).params
+    bind_options = {key: value for key, value in parameters.items() if key in ("host", "require_login", "behind_proxy", "url")}
+    check_binding(HubSettings(registry=Path("x"), **bind_options))
+    return parameters
 
 
 def check_serve(words: list[str]) -> dict[str, Any]:
     """The options of `serve` with these words, with which it may bind its address once the route file has keys."""
-    found = serve.make_context("serve", [*words]).params
+    parameters = serve.make_context("serve", [*words]).params
     binding.check_exposure(
-        found["host"], encrypted=found["behind_proxy"], requires_login=found["routes"] is not None, code="gateway-needs-keys"
+        parameters["host"],
+        encrypted=parameters["behind_proxy"],
+        requires_login=parameters["routes"] is not None,
+        code="gateway-needs-keys",
     )
-    return found
+    return parameters
 
 
 def check_vllm(words: list[str], variables: Iterable[str]) -> None:
@@ -222,7 +230,7 @@ def test_the_images_have_the_extras_that_they_need_and_start_what_is_there() -> 
     text = (DEPLOY / "Dockerfile").read_text()
     stages = {stage.split("\n")[0].split()[-1]: stage for stage in text.split("\nFROM ")[1:]}
     extras = {
-        name: set(found[1].split(",")) for name, stage in stages.items() if (found := re.search(r"whl\)\[(.+?)\]", stage))
+        name: set(match[1].split(",")) for name, stage in stages.items() if (match := re.search(r"whl\)\[(.+?)\]", stage))
     }
     assert extras == {"serve": {"serve", "objectstore", "postgres"}, "hub": {"hub", "objectstore", "oidc", "postgres"}}
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
@@ -244,13 +252,17 @@ def test_the_images_have_the_extras_that_they_need_and_start_what_is_there() -> 
 
 def test_compose_starts_a_gateway_before_a_vllm_with_the_plugin() -> None:
     services = parsed((DEPLOY / "compose.serve.yaml").read_text())["services"]
-    found, engine = check_serve(services["gateway"]["command"][1:]), services["vllm"]
-    assert (found["host"], found["plugin"], found["urls"]) == ("0.0.0.0", True, ("http://vllm:8000",))
-    assert found["base"] == engine["command"][0] == "/base"
+    gateway_options, engine = check_serve(services["gateway"]["command"][1:]), services["vllm"]
+    assert (gateway_options["host"], gateway_options["plugin"], gateway_options["urls"]) == (
+        "0.0.0.0",
+        True,
+        ("http://vllm:8000",),
+    )
+    assert gateway_options["base"] == engine["command"][0] == "/base"
     example = (DEPLOY / "serve.env.example").read_text()
-    given = {line.partition("=")[0] for line in example.splitlines() if line and line[0] != "#"}
-    check_vllm(engine["command"], {*engine["environment"], *given})
-    assert {environment.ENGINE_KEY, "VLLM_API_KEY"} <= given
+    example_variables = {line.partition("=")[0] for line in example.splitlines() if line and line[0] != "#"}
+    check_vllm(engine["command"], {*engine["environment"], *example_variables})
+    assert {environment.ENGINE_KEY, "VLLM_API_KEY"} <= example_variables
     routes = route_file.read(DEPLOY / "routes.toml.example")
     assert routes.keys
     assert routes.routes
@@ -270,13 +282,16 @@ def test_the_unit_serves_by_keys_behind_a_proxy() -> None:
 def test_the_chart_of_a_gateway_leads_to_its_vllm() -> None:
     names = ("gateway", "gateway-service", "vllm", "vllm-service", "ingress")
     gateway, service, vllm, vllm_service, ingress = (rendered(SERVE_CHART / "templates" / f"{n}.yaml") for n in names)
-    (serves,), (engine,) = (found["spec"]["template"]["spec"]["containers"] for found in (gateway, vllm))
-    found = check_serve(serves["args"][1:])
-    assert found["urls"] == (f"http://{vllm_service['metadata']['name']}:{vllm_service['spec']['ports'][0]['port']}",)
-    assert found["base"] == f"hf://{engine['args'][0]}"
+    (serves,), (engine,) = (deployment["spec"]["template"]["spec"]["containers"] for deployment in (gateway, vllm))
+    gateway_options = check_serve(serves["args"][1:])
+    assert gateway_options["urls"] == (f"http://{vllm_service['metadata']['name']}:{vllm_service['spec']['ports'][0]['port']}",)
+    assert gateway_options["base"] == f"hf://{engine['args'][0]}"
     variables = {variable["name"]: variable["value"] for variable in engine["env"]}
     check_vllm(engine["args"], variables)
-    assert (variables[environment.REMOTE], variables[vllm_settings.ALLOW]) == (found["remote"], *found["sources"])
+    assert (variables[environment.REMOTE], variables[vllm_settings.ALLOW]) == (
+        gateway_options["remote"],
+        *gateway_options["sources"],
+    )
     for deployment, its_service in ((gateway, service), (vllm, vllm_service)):
         pod = deployment["spec"]["template"]
         selector = its_service["spec"]["selector"]
@@ -314,10 +329,10 @@ def test_ray_loads_ranks_that_vllm_takes_from_a_bucket() -> None:
 
 def unit(name: str) -> configparser.ConfigParser:
     """A unit of systemd."""
-    found = configparser.ConfigParser(interpolation=None)
-    found.optionxform = str  # type: ignore[assignment, method-assign]
-    found.read(DEPLOY / name)
-    return found
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read(DEPLOY / name)
+    return parser
 
 
 def test_the_unit_starts_a_hub_that_only_it_can_read() -> None:
@@ -386,15 +401,15 @@ def test_docker_compose_reads_its_file_once_it_has_what_the_file_asks_for(tmp_pa
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     shutil.copy(DEPLOY / "hub.env.example", tmp_path / "deploy" / "hub.env")
 
-    def config(**more: str) -> subprocess.CompletedProcess[str]:
+    def config(**variables: str) -> subprocess.CompletedProcess[str]:
         words = [program, "-f", str(tmp_path / "deploy" / "compose.yaml"), "config", "--format", "json"]
-        return subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, **more})
+        return subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, **variables})
 
     assert "POSTGRES_PASSWORD is missing" in config(HUB_HOST="hub.example").stderr
     assert "HUB_HOST is missing" in config(POSTGRES_PASSWORD="secret").stderr
-    done = config(POSTGRES_PASSWORD="secret", HUB_HOST="hub.example")
-    assert done.stderr == ""
-    services = json.loads(done.stdout)["services"]
+    result = config(POSTGRES_PASSWORD="secret", HUB_HOST="hub.example")
+    assert result.stderr == ""
+    services = json.loads(result.stdout)["services"]
     assert {"hub-1", "hub-2", "gc", "proxy", "database"} <= services.keys()
     for name in ("hub-1", "hub-2", "gc"):
         assert services[name]["environment"]["ADAPTERHUB_DATABASE"] == "postgresql://hub:secret@database/hub"
@@ -406,11 +421,11 @@ def test_docker_compose_reads_that_of_the_gateway_too(tmp_path: Path) -> None:
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     shutil.copy(DEPLOY / "serve.env.example", tmp_path / "deploy" / "serve.env")
     words = [program, "-f", str(tmp_path / "deploy" / "compose.serve.yaml"), "config", "--format", "json"]
-    given = {**os.environ, "BASE": "/models/base", "GATEWAY_HOST": "llm.example"}
-    missing = subprocess.run(words, check=False, capture_output=True, text=True, env={**given, "BASE": ""})
+    gateway_env = {**os.environ, "BASE": "/models/base", "GATEWAY_HOST": "llm.example"}
+    missing = subprocess.run(words, check=False, capture_output=True, text=True, env={**gateway_env, "BASE": ""})
     assert "BASE is missing" in missing.stderr
-    done = subprocess.run(words, check=False, capture_output=True, text=True, env=given)
-    assert done.stderr == ""
-    services = json.loads(done.stdout)["services"]
+    result = subprocess.run(words, check=False, capture_output=True, text=True, env=gateway_env)
+    assert result.stderr == ""
+    services = json.loads(result.stdout)["services"]
     assert check_serve(services["gateway"]["command"][1:])["remote"] == "hf://"
     assert services["vllm"]["environment"][environment.REMOTE] == "hf://"

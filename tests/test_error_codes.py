@@ -36,10 +36,10 @@ def test_a_renamed_place_is_in_no_part_of_an_error() -> None:
     assert error.fields == {"adapter": "team/sql:v1", "file": "team/sql:v1/a", "count": 3}
 
 
-def _pair(base: str, method: str = "svd", **more: Any) -> Callable[[Path], object]:
+def _pair(base: str, method: str = "svd", **options: Any) -> Callable[[Path], object]:
     delta = LowRank(np.ones((2, 4), np.float32), np.ones((4, 2), np.float32), alpha=2)
     adapters = [Adapter({"q": delta}, meta=Meta(name)) for name in ("tiny", base)]
-    return lambda _: combine(adapters, [1.0, 1.0], method=method, **more)
+    return lambda _: combine(adapters, [1.0, 1.0], method=method, **options)
 
 
 def _file(size: int, *offsets: int) -> Callable[[Path], object]:

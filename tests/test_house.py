@@ -22,10 +22,10 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")
 _OF_OTHERS = {Path("converters/adapterhub_converters/runtime_commands.py"), Path("adapterhub/serve/engines/command_lines.py")}
 
 
-def sources(*, everything: bool = False) -> list[Path]:
+def sources(*, with_cli: bool = False) -> list[Path]:
     """Every module of ours outside the command line and its door, `python -m adapterhub`, or with them."""
-    found = [path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
-    return sorted(path for path in found if everything or not {"cli", "__main__.py"} & {*path.parts})
+    paths = [path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    return sorted(path for path in paths if with_cli or not {"cli", "__main__.py"} & {*path.parts})
 
 
 def _docstrings(tree: ast.Module) -> set[ast.expr]:
@@ -36,13 +36,13 @@ def _docstrings(tree: ast.Module) -> set[ast.expr]:
 
 
 def test_only_the_command_line_mentions_options_and_commands() -> None:
-    found = []
+    mentions = []
     for path in [path for path in sources() if path not in _OF_OTHERS]:
         constants = [node for node in nodes(path) if isinstance(node, ast.Constant)]
         named = [node for node in constants if isinstance(node.value, str) and _OPTION.search(node.value)]
         documented = _docstrings(parsed(ROOT / path)) if named else set()
-        found += [f"{path}:{node.lineno}: {node.value!s}" for node in named if node not in documented]
-    assert found == []
+        mentions += [f"{path}:{node.lineno}: {node.value!s}" for node in named if node not in documented]
+    assert mentions == []
 
 
 _DECODERS = {"json.load", "json.loads", "json.JSONDecoder", "tomllib.load", "tomllib.loads"}
@@ -61,7 +61,7 @@ _DECODING = {
 
 def test_only_the_bounded_readers_decode_json_and_toml() -> None:
     decoding = set()
-    for path in sources(everything=True):
+    for path in sources(with_cli=True):
         named = {dotted(node) for node in nodes(path) if isinstance(node, ast.Attribute)}
         imported = [node for node in nodes(path) if isinstance(node, ast.ImportFrom)]
         named |= {f"{node.module}.{alias.name}" for node in imported for alias in node.names}
@@ -92,21 +92,25 @@ def _distrusts(call: ast.Call) -> bool:
 @functools.cache
 def error_classes() -> dict[str, ast.ClassDef]:
     """The classes of our errors, by name."""
-    every = (node for path in sources(everything=True) for node in nodes(path) if isinstance(node, ast.ClassDef))
-    classes = {node.name: node for node in every}
-    found: set[str] = set()
-    more = {"AdapterhubError"}
-    while more:
-        found |= more
-        more = {name for name, node in classes.items() if {ast.unparse(base) for base in node.bases} & found} - found
-    return {name: classes[name] for name in found}
+    class_nodes = (node for path in sources(with_cli=True) for node in nodes(path) if isinstance(node, ast.ClassDef))
+    classes = {node.name: node for node in class_nodes}
+    error_names: set[str] = set()
+    new_names = {"AdapterhubError"}
+    while new_names:
+        error_names |= new_names
+        new_names = {
+            name for name, node in classes.items() if {ast.unparse(base) for base in node.bases} & error_names
+        } - error_names
+    return {name: classes[name] for name in error_names}
 
 
 def test_every_class_of_errors_has_a_code_of_its_own_for_errors_that_are_raised_without_one() -> None:
-    found = error_classes()
-    assert len(found) > 20
+    classes = error_classes()
+    assert len(classes) > 20
     assert [
-        name for name, node in found.items() if not any(ast.unparse(one).startswith("default_code") for one in node.body)
+        name
+        for name, node in classes.items()
+        if not any(ast.unparse(statement).startswith("default_code") for statement in node.body)
     ] == []
 
 
@@ -144,27 +148,27 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
 
     def visit(module: str) -> None:
         index[module] = low[module] = len(index)
         stack.append(module)
-        for other in sorted(graph[module]):
-            if other not in index:
-                visit(other)
-                low[module] = min(low[module], low[other])
-            elif other in stack:
-                low[module] = min(low[module], index[other])
+        for imported in sorted(graph[module]):
+            if imported not in index:
+                visit(imported)
+                low[module] = min(low[module], low[imported])
+            elif imported in stack:
+                low[module] = min(low[module], index[imported])
         if low[module] == index[module]:
             group = stack[stack.index(module) :]
             del stack[stack.index(module) :]
             if len(group) > 1:
-                found.append(sorted(group))
+                groups.append(sorted(group))
 
     for module in graph:
         if module not in index:
             visit(module)
-    return found
+    return groups
 
 
 # Who may use modules whose patterns backtrack, and why that is no harm.
@@ -179,13 +183,13 @@ _MAY_BACKTRACK = {
 
 
 def test_no_pattern_backtracks_over_text_from_elsewhere() -> None:
-    found = set()
-    for path in sources(everything=True):
+    backtracking = set()
+    for path in sources(with_cli=True):
         named = {alias.name for node in nodes(path) if isinstance(node, ast.Import) for alias in node.names}
         named |= {str(node.module) for node in nodes(path) if isinstance(node, ast.ImportFrom) and not node.level}
         if named & _BACKTRACKING:
-            found.add(module_name(path))
-    assert found == set(_MAY_BACKTRACK)
+            backtracking.add(module_name(path))
+    assert backtracking == set(_MAY_BACKTRACK)
 
 
 def test_every_pattern_is_one_that_re2_reads() -> None:
@@ -274,38 +278,38 @@ def _writes(call: ast.Call) -> bool:
 
 
 def test_every_file_is_opened_in_the_one_way_that_waits_for_no_pipe() -> None:
-    found = [
+    calls = [
         f"{path}:{line}: {called}"
         for path in sources()
         if path.parts[0] != "schemas" and path.as_posix() not in _OPENERS
         for line, name, called in _called(path)
         if called in ("open", "os.open", "io.open", "io.FileIO") or (name in _READS and called not in _OURS)
     ]
-    assert found == []
+    assert calls == []
 
 
 _WALKING = {"rglob", "os.walk", "os.fwalk"}
 
 
 def test_folders_in_folders_are_walked_in_the_one_way_that_does_not_recurse() -> None:
-    found = [
+    calls = [
         f"{path}:{line}: {called}"
-        for path in sources(everything=True)
+        for path in sources(with_cli=True)
         for line, name, called in _called(path)
         if {name, called} & _WALKING
     ]
-    assert found == []
+    assert calls == []
 
 
 def test_the_files_of_a_store_are_touched_in_one_place_only() -> None:
-    found = [
+    calls = [
         f"{path}:{line}: {called}"
         for path in sources()
         if path.as_posix().startswith(_STORE) and path.as_posix() not in _TOUCHERS
         for line, name, called in _called(path)
         if name in _TOUCHES or called in _TOUCHES or called == "open"
     ]
-    assert found == []
+    assert calls == []
 
 
 # ---- answers of others, and text that is shown
@@ -340,15 +344,15 @@ _CONNECTING = {
 
 
 def test_only_the_one_http_client_opens_connections() -> None:
-    found = set()
-    for path in sources(everything=True):
+    connecting = set()
+    for path in sources(with_cli=True):
         named = {alias.name for node in nodes(path) if isinstance(node, ast.Import) for alias in node.names}
         imported = [node for node in nodes(path) if isinstance(node, ast.ImportFrom) and node.module and not node.level]
         named |= {str(node.module) for node in imported} | {
             f"{node.module}.{alias.name}" for node in imported for alias in node.names
         }
-        found |= {module_name(path) for name in named if any(f"{name}.".startswith(f"{one}.") for one in _NETWORK)}
-    assert found == set(_CONNECTING)
+        connecting |= {module_name(path) for name in named if any(f"{name}.".startswith(f"{library}.") for library in _NETWORK)}
+    assert connecting == set(_CONNECTING)
 
 
 # Modules of the command line that print, and why. All others go through `output`, which escapes what it prints.
@@ -361,14 +365,14 @@ _PRINTING = {
 
 
 def test_only_one_module_prints_text_of_others() -> None:
-    found = {
+    printing = {
         module_name(path)
-        for path in sources(everything=True)
+        for path in sources(with_cli=True)
         if "cli" in path.parts
         for _, _, called in _called(path)
         if called in ("print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write")
     }
-    assert found == set(_PRINTING)
+    assert printing == set(_PRINTING)
 
 
 def test_pages_of_a_hub_escape_all_but_sanitized_cards() -> None:
@@ -452,7 +456,7 @@ def core_modules() -> dict[str, Path]:
 def test_a_package_tells_a_stranger_what_is_inside() -> None:
     """The docstring of a package of four modules or rooms names at least three quarters of them, files of one kind apart."""
     of_one_kind = {"adapterhub", "adapterhub.cli.commands", "adapterhub.cli.commands.hub", "adapterhub.operations"}
-    silent, gone = [], []
+    silent, missing = [], []
     for name, path in module_paths(*PACKAGES).items():
         if path.name == "__init__.py" and name not in of_one_kind:
             folder = (ROOT / path).parent
@@ -463,9 +467,9 @@ def test_a_package_tells_a_stranger_what_is_inside() -> None:
             named = {*re.findall(r"\w+", docstring)}
             silent += [f"{name}: {sorted(inside - named)}"] * (len(inside) >= 4 and len(inside & named) < 0.75 * len(inside))
             listed = re.findall(r"^ *(\w+)\.py\b", docstring, re.MULTILINE)
-            gone += [f"{name}: {module}" for module in listed if not (folder / f"{module}.py").exists()]
+            missing += [f"{name}: {module}" for module in listed if not (folder / f"{module}.py").exists()]
     assert silent == []
-    assert gone == []
+    assert missing == []
 
 
 def _lines(path: Path) -> int:

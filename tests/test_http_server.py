@@ -59,11 +59,11 @@ def _answer(client: socket.socket) -> bytes:
 
 @contextmanager
 def _serving(
-    app: Any, certificate: Path | None = None, key: Path | None = None, **more: Any
+    app: Any, certificate: Path | None = None, key: Path | None = None, **options: Any
 ) -> Iterator[tuple[tuple[str, int], Any]]:
     """The address of a server of an application, and the server."""
     sock = binding.open_listener("127.0.0.1", 0)
-    server = client_connections.make_server(app, certificate=certificate, key=key, drain=1, **more)
+    server = client_connections.make_server(app, certificate=certificate, key=key, drain=1, **options)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
@@ -187,7 +187,7 @@ def file(tmp_path: Path) -> Iterator[int]:
         yield opened.fileno()
 
 
-def _of(file: int, announced: int = SIZE) -> Callable[..., Any]:
+def _app_sending(file: int, announced: int = SIZE) -> Callable[..., Any]:
     """An application that answers with the whole of a file after a piece in memory."""
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
@@ -202,19 +202,19 @@ def _of(file: int, announced: int = SIZE) -> Callable[..., Any]:
 
 
 def test_a_file_follows_what_was_sent_before_it_also_in_several_answers_on_one_connection(file: int) -> None:
-    with _serving(_of(file)) as (address, _):
-        wanted = b"first" + os.pread(file, SIZE, 0)
+    with _serving(_app_sending(file)) as (address, _):
+        expected = b"first" + os.pread(file, SIZE, 0)
         with socket.create_connection(address) as client:
             client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3)  # pipelined
             stream = client.makefile("rb")
             for _ in range(3):
                 while stream.readline() != b"\r\n":
                     pass
-                assert stream.read(len(wanted)) == wanted
+                assert stream.read(len(expected)) == expected
 
 
 def test_a_file_that_is_shorter_than_announced_ends_the_connection(file: int) -> None:
-    with _serving(_of(file, SIZE + 1)) as (address, _):
+    with _serving(_app_sending(file, SIZE + 1)) as (address, _):
         client = http.client.HTTPConnection(*address, timeout=60)
         client.request("GET", "/")
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
@@ -232,7 +232,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_file_leaves_nothing_open(file: 
             time.sleep(0.01)
         return len(os.listdir("/proc/self/fd"))
 
-    with _serving(_of(file)) as (address, server):
+    with _serving(_app_sending(file)) as (address, server):
         first = leave()  # what the server has opened once, it keeps
         assert max(leave() for _ in range(5)) < first + 5
 
@@ -244,12 +244,12 @@ async def _hashed(scope: Any, receive: Any, send: Any) -> None:
     """Answer with the SHA-256 of the body, and the number of its pieces."""
     if scope["type"] != "http":
         return
-    state, count, more = hashlib.sha256(), 0, True
-    while more:
+    state, count, has_more = hashlib.sha256(), 0, True
+    while has_more:
         message = await receive()
         assert type(message["body"]) is bytes
         state.update(message["body"])
-        count, more = count + 1, message["more_body"]
+        count, has_more = count + 1, message["more_body"]
     body = f"{state.hexdigest()} {count}".encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
     await send({"type": "http.response.body", "body": body})
@@ -294,5 +294,5 @@ def test_servers_of_two_threads_do_not_read_into_one_buffer() -> None:
 
 def test_files_are_left_for_the_work_itself() -> None:
     resource = pytest.importorskip("resource")
-    most = client_connections.max_connections()
-    assert 256 <= most <= max(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256)
+    limit = client_connections.max_connections()
+    assert 256 <= limit <= max(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256)

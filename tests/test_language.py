@@ -32,7 +32,7 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 def packages() -> dict[str, list[Path]]:
     """Return the modules of each package of `adapterhub`, and of the other source roots."""
     grouped: dict[str, list[Path]] = collections.defaultdict(list)
-    for path in sources(everything=True):
+    for path in sources(with_cli=True):
         folders = path.parts[:-1]
         grouped["/".join(folders[:2] if folders[0] == "adapterhub" else folders[:1])].append(path)
     return grouped
@@ -106,7 +106,7 @@ def test_the_functions_of_the_tests_are_named_by_no_more_participles_than_they_w
 
 
 def test_no_class_but_an_error_is_named_by_a_participle() -> None:
-    classes = [(path, node) for path in sources(everything=True) for node in nodes(path) if isinstance(node, ast.ClassDef)]
+    classes = [(path, node) for path in sources(with_cli=True) for node in nodes(path) if isinstance(node, ast.ClassDef)]
     assert len(classes) > 500
     assert [
         f"{path}:{node.lineno}: {node.name}"
@@ -131,7 +131,7 @@ def _documented(path: Path) -> Iterator[tuple[ast.AST, str]]:
 def test_the_docstring_of_a_function_says_in_the_imperative_what_it_does() -> None:
     nouns = [
         f"{path}:{node.lineno}: {text.splitlines()[0]}"
-        for path in sources(everything=True)
+        for path in sources(with_cli=True)
         for node, text in _documented(path)
         if isinstance(node, _FUNCTIONS)
         and not any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
@@ -145,7 +145,7 @@ def test_the_docstring_of_a_function_says_in_the_imperative_what_it_does() -> No
 def test_no_docstring_is_a_riddle() -> None:
     assert [
         f"{path}:{getattr(node, 'lineno', 1)}: {riddle[0]}"
-        for path in sources(everything=True)
+        for path in sources(with_cli=True)
         for node, text in _documented(path)
         for riddle in _RIDDLES.finditer(text)
     ] == []
@@ -169,7 +169,7 @@ def _names_to_document(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassD
 
 def test_every_argument_and_attribute_that_a_docstring_explains_exists() -> None:
     stale, explained = [], 0
-    for path in sources(everything=True):
+    for path in sources(with_cli=True):
         for node in nodes(path):
             if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
                 explained += len(names := _documented_names(node))
@@ -203,7 +203,7 @@ def _names_something(name: str, folder: Path) -> bool:
 def test_every_dotted_name_of_ours_in_a_docstring_or_comment_exists() -> None:
     package_names = {path.stem for root in _SOURCE_ROOTS for path in (root, *root.iterdir()) if not path.name.startswith("_")}
     stale, resolved = [], 0
-    for path in sources(everything=True):
+    for path in sources(with_cli=True):
         for name in set(re.findall(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)`", (ROOT / path).read_text())):
             if name.partition(".")[0] in package_names and not name.endswith(_FILE_ENDINGS) and name not in _ENTRY_POINTS:
                 resolved += 1

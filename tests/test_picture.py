@@ -33,9 +33,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     @contextmanager
     def remembered(*args: Any) -> Iterator[Any]:
-        with original(*args) as made:
-            figures.append(made)
-            yield made
+        with original(*args) as figure:
+            figures.append(figure)
+            yield figure
 
     monkeypatch.setattr(picture, "figure", remembered)
     return figures
@@ -64,9 +64,12 @@ def assert_readable(figure: Any) -> None:
         assert inside.x0 <= box.x0 < box.x1 <= inside.x1, text
         assert inside.y0 <= box.y0 < box.y1 <= inside.y1, text
     overlaps = [
-        (one[0], two[0])
-        for one, two in combinations(boxes, 2)
-        if one[1].x0 < two[1].x1 and two[1].x0 < one[1].x1 and one[1].y0 < two[1].y1 and two[1].y0 < one[1].y1
+        (first[0], second[0])
+        for first, second in combinations(boxes, 2)
+        if first[1].x0 < second[1].x1
+        and second[1].x0 < first[1].x1
+        and first[1].y0 < second[1].y1
+        and second[1].y0 < first[1].y1
     ]
     assert not overlaps
 
@@ -83,9 +86,9 @@ def heat(layers: int, kinds: tuple[str, ...] = KINDS, *, outlier: float = 0.0, p
 
 
 def test_an_outlier_ends_no_scale_and_the_picture_says_so(drawn: list[Any], tmp_path: Path) -> None:
-    found = heat(30, outlier=0.213)
-    norms.plot(found, tmp_path / "a.png", title="a")
-    values = sorted(value for row in found.values for value in row)
+    heat_map = heat(30, outlier=0.213)
+    norms.plot(heat_map, tmp_path / "a.png", title="a")
+    values = sorted(value for row in heat_map.values for value in row)
     image = drawn[0].axes[0].images[0]
     assert image.get_clim() == (values[0], values[int(0.99 * 209)])
     above = sum(value > image.get_clim()[1] for value in values)
@@ -95,9 +98,9 @@ def test_an_outlier_ends_no_scale_and_the_picture_says_so(drawn: list[Any], tmp_
 
 @pytest.mark.parametrize("values", [[], [0.0], [1.0, 1.9], [0.0] * 9 + [1.0], [1.0] * 9 + [3.0]])
 def test_a_scale_reaches_the_greatest_value_if_that_is_no_outlier(values: list[float]) -> None:
-    found = norms._arrange({f"m.layers.{n}.q": value for n, value in enumerate(values)}, {}, relative=False)
-    assert found.scale == ((min(values), max(values)) if values else (0.0, 0.0))
-    assert found.outlier_note == ""
+    heat_map = norms._arrange({f"m.layers.{n}.q": value for n, value in enumerate(values)}, {}, relative=False)
+    assert heat_map.scale == ((min(values), max(values)) if values else (0.0, 0.0))
+    assert heat_map.outlier_note == ""
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -107,7 +110,7 @@ def test_a_color_bar_has_a_label(drawn: list[Any], tmp_path: Path, relative: boo
 
 
 @pytest.mark.parametrize(
-    "found",
+    "heat_map",
     [
         heat(1, ("q_proj",)),
         heat(30, outlier=1.0),
@@ -118,8 +121,8 @@ def test_a_color_bar_has_a_label(drawn: list[Any], tmp_path: Path, relative: boo
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("title", ["sql", LONG])
-def test_norms_are_readable(drawn: list[Any], tmp_path: Path, found: norms.NormHeatMap, title: str) -> None:
-    norms.plot(found, tmp_path / "a.png", title=title)
+def test_norms_are_readable(drawn: list[Any], tmp_path: Path, heat_map: norms.NormHeatMap, title: str) -> None:
+    norms.plot(heat_map, tmp_path / "a.png", title=title)
     assert_readable(drawn[0])
 
 
@@ -142,11 +145,11 @@ def test_every_color_of_a_heat_map_is_visible_on_black_and_lighter_than_the_one_
 def report(shared: tuple[str, ...], alone: tuple[str, ...], layers: int = 30) -> MergeReport:
     rng = np.random.default_rng(0)
 
-    def both() -> ModuleMerge:
+    def module_merge() -> ModuleMerge:
         cosine = float(rng.uniform(-1, 1))
         return ModuleMerge((4, 4), 4, 0.1, ((1.0, cosine), (cosine, 1.0)), 0.2, 0.5)
 
-    modules = {f"model.layers.{n}.{kind}": both() for n in range(layers) for kind in shared}
+    modules = {f"model.layers.{n}.{kind}": module_merge() for n in range(layers) for kind in shared}
     modules |= {f"model.layers.{n}.{kind}": ModuleMerge((4,), 4, 0.1, ((1.0,),), 0.1) for n in range(layers) for kind in alone}
     return MergeReport("ties", (1.0, 1.0), modules=modules)
 
@@ -155,10 +158,10 @@ def test_a_merge_is_points_whose_words_explain_themselves(drawn: list[Any], tmp_
     merge_plot.draw(report(KINDS[:4], KINDS[4:]), tmp_path / "a.png", title="both")
     lines = [line for axes in drawn[0].axes for line in axes.get_lines()]
     assert {line.get_linestyle() for line in lines} == {"None"}
-    shown = words(drawn[0])
-    assert "cosine of the two deltas least alike: 1 same direction, 0 unrelated, −1 opposite" in shown
-    assert "signs apart: share of elements that some adapters raise and others lower" in shown
-    assert "energy lost: share of the sum of squares that truncation left out" in shown
+    shown_words = words(drawn[0])
+    assert "cosine of the two deltas least alike: 1 same direction, 0 unrelated, −1 opposite" in shown_words
+    assert "signs apart: share of elements that some adapters raise and others lower" in shown_words
+    assert "energy lost: share of the sum of squares that truncation left out" in shown_words
 
 
 def test_modules_that_have_nothing_to_compare_are_named(drawn: list[Any], tmp_path: Path) -> None:
@@ -177,7 +180,7 @@ def test_every_kind_of_a_merge_has_a_color_of_its_own(drawn: list[Any], tmp_path
 
 
 @pytest.mark.parametrize(
-    "found",
+    "merge_report",
     [
         report(KINDS[:4], KINDS[4:]),
         report((), KINDS[:1], 1),
@@ -186,21 +189,21 @@ def test_every_kind_of_a_merge_has_a_color_of_its_own(drawn: list[Any], tmp_path
     ],
 )
 @pytest.mark.parametrize("title", ["both", LONG])
-def test_a_merge_is_readable(drawn: list[Any], tmp_path: Path, found: MergeReport, title: str) -> None:
-    merge_plot.draw(found, tmp_path / "a.png", title=title)
+def test_a_merge_is_readable(drawn: list[Any], tmp_path: Path, merge_report: MergeReport, title: str) -> None:
+    merge_plot.draw(merge_report, tmp_path / "a.png", title=title)
     assert_readable(drawn[0])
 
 
 # ---- training and lineage
 
 
-def log(steps: int, first: float, last: float, *, every: int) -> list[dict[str, Any]]:
+def log(steps: int, first: float, last: float, *, interval: int) -> list[dict[str, Any]]:
     curve = [last + (first - last) * math.exp(-4 * step / steps) for step in range(steps + 1)]
     lines: list[dict[str, Any]] = [{"step": step, "loss": loss} for step, loss in enumerate(curve) if step]
     return [
         {"step": 0, "heldout_loss": first},
         *lines,
-        *({"step": s, "heldout_loss": curve[s]} for s in range(every, steps + 1, every)),
+        *({"step": s, "heldout_loss": curve[s]} for s in range(interval, steps + 1, interval)),
     ]
 
 
@@ -212,15 +215,23 @@ def log(steps: int, first: float, last: float, *, every: int) -> list[dict[str, 
     ],
 )  # fmt: skip
 def test_a_perplexity_has_three_digits(drawn: list[Any], tmp_path: Path, loss: float, says: str) -> None:
-    loss_curve(log(2, loss, loss, every=2), tmp_path / "a.png", kept_step=0, title="a", subtitle="b")
+    loss_curve(log(2, loss, loss, interval=2), tmp_path / "a.png", kept_step=0, title="a", subtitle="b")
     assert f"{says}, kept" in words(drawn[0]).splitlines()
 
 
-@pytest.mark.parametrize(("steps", "every", "kept"), [(1, 1, 1), (200, 20, 200), (60, 10, 10), (1000, 5, 5), (60, 10, 0)])
+@pytest.mark.parametrize(
+    ("steps", "interval", "kept_step"), [(1, 1, 1), (200, 20, 200), (60, 10, 10), (1000, 5, 5), (60, 10, 0)]
+)
 @pytest.mark.parametrize("first", [10.9, 2.11])
-def test_a_loss_curve_is_readable(drawn: list[Any], tmp_path: Path, steps: int, every: int, kept: int, first: float) -> None:
+def test_a_loss_curve_is_readable(
+    drawn: list[Any], tmp_path: Path, steps: int, interval: int, kept_step: int, first: float
+) -> None:
     loss_curve(
-        log(steps, first, 2.1, every=every), tmp_path / "a.png", kept_step=kept, title=LONG, subtitle="QLoRA, NF4 base, r = 16"
+        log(steps, first, 2.1, interval=interval),
+        tmp_path / "a.png",
+        kept_step=kept_step,
+        title=LONG,
+        subtitle="QLoRA, NF4 base, r = 16",
     )
     assert_readable(drawn[0])
     assert all(float(step).is_integer() for step in drawn[0].axes[0].get_xticks())

@@ -71,10 +71,12 @@ def starts_process(node: ast.AST) -> bool:
 def rendering() -> set[str]:
     """The functions of the renderer that render a conversation, or return the process that does."""
     bodies = {name.rpartition(".")[2]: node for name, node in functions(modules()[_RENDERER], _RENDERER)}
-    found = {name for name, node in bodies.items() if starts_process(node) or "apply_chat_template" in ast.unparse(node)}
-    while more := {name for name, node in bodies.items() if references(node) & found} - found:
-        found |= more
-    return found
+    function_names = {
+        name for name, node in bodies.items() if starts_process(node) or "apply_chat_template" in ast.unparse(node)
+    }
+    while new_names := {name for name, node in bodies.items() if references(node) & function_names} - function_names:
+        function_names |= new_names
+    return function_names
 
 
 def test_one_module_renders_conversations() -> None:

@@ -234,10 +234,10 @@ difference.count("equal")
 def test_in_a_notebook_texts_of_others_are_escaped(place: Path) -> None:
     config = json.loads((place / "sql/adapter_config.json").read_text())
     (place / "sql/adapter_config.json").write_text(json.dumps({**config, "rank_pattern": {"<script>": 3}}))
-    shown = ah.check("./sql")._repr_html_()
-    assert "pattern-unused" in shown
-    assert "&lt;script&gt;" in shown
-    assert "<script>" not in shown
+    html = ah.check("./sql")._repr_html_()
+    assert "pattern-unused" in html
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
 
 
 def test_in_a_notebook_every_table_has_numbers_and_sizes_for_people_and_no_repr(place: Path) -> None:
@@ -247,13 +247,13 @@ def test_in_a_notebook_every_table_has_numbers_and_sizes_for_people_and_no_repr(
         registry.push("./sql", "team/sql")
         versions = registry.list()
     merged = ah.merge_into("./sql", "./tiny", "./merged-in-a-notebook")
-    shown = [value._repr_html_() for value in (adapter, adapter.manifest, difference, loss, versions, merged)]
-    assert [table for table in shown if not table.startswith("<table>") or "&lt;" in table] == []
-    assert [number for table in shown for number in re.findall(r"\d+\.\d{4,}|\b\d{5,}\b|null|\[\]", table)] == []
-    assert "<caption>Adapter ./sql: 4 modules" in shown[0]
-    assert "<td>repo " in shown[1]
-    assert re.search(r"<td>[\d.]+%</td>", shown[2])
-    assert re.search(r"<td>[\d.]+ kB</td>", shown[4])
+    tables = [value._repr_html_() for value in (adapter, adapter.manifest, difference, loss, versions, merged)]
+    assert [table for table in tables if not table.startswith("<table>") or "&lt;" in table] == []
+    assert [number for table in tables for number in re.findall(r"\d+\.\d{4,}|\b\d{5,}\b|null|\[\]", table)] == []
+    assert "<caption>Adapter ./sql: 4 modules" in tables[0]
+    assert "<td>repo " in tables[1]
+    assert re.search(r"<td>[\d.]+%</td>", tables[2])
+    assert re.search(r"<td>[\d.]+ kB</td>", tables[4])
 
 
 def test_a_delta_shows_the_shapes_of_its_arrays_and_not_their_numbers(place: Path) -> None:

@@ -87,7 +87,7 @@ def test_running_numbers_are_not_set_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "meant"),
+    ("text", "intended"),
     [
         ("https://huggingface.co/org/sql", "hf://org/sql"),
         ("HTTP://HF.co/org/sql/", "hf://org/sql"),
@@ -116,8 +116,8 @@ def test_running_numbers_are_not_set_by_hand() -> None:
         ("team/sql", ""),
     ],
 )
-def test_what_a_page_of_the_hub_or_a_name_of_docker_means(text: str, meant: str) -> None:
-    assert intended_address(text) == meant
+def test_what_a_page_of_the_hub_or_a_name_of_docker_means(text: str, intended: str) -> None:
+    assert intended_address(text) == intended
 
 
 @pytest.mark.parametrize(

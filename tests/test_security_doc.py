@@ -22,8 +22,8 @@ def test_every_promise_has_a_test_that_exists() -> None:
 
 def test_every_file_of_attacks_is_the_test_of_a_promise() -> None:
     named = set(re.findall(r"`(tests/attacks/\w+\.py)`", PAGE))
-    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests/attacks").glob("test_*.py")}
-    assert there - named - UNNAMED == set()
+    attack_files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests/attacks").glob("test_*.py")}
+    assert attack_files - named - UNNAMED == set()
 
 
 # Attacks on what is told elsewhere.

@@ -37,21 +37,26 @@ RANGES = [
 
 @pytest.mark.parametrize(("text", "first", "beyond"), RANGES)
 def test_a_range_has_the_same_bounds_as_in_npm(text: str, first: str, beyond: str) -> None:
-    found = parse_range(text)
-    assert found
-    assert highest([first, f"{beyond}-rc.1", beyond], found) == [first]
+    parsed_range = parse_range(text)
+    assert parsed_range
+    assert highest([first, f"{beyond}-rc.1", beyond], parsed_range) == [first]
     numbers = [int(part) for part in beyond.split(".")]
     at = max(place for place, number in enumerate(numbers) if number)
     last = ".".join(map(str, [*numbers[:at], numbers[at] - 1, *[99] * (2 - at)]))
-    assert highest([*{first, last}], found) == [last]
+    assert highest([*{first, last}], parsed_range) == [last]
 
 
 def test_prereleases_are_in_a_range_only_where_it_names_one() -> None:
     tags = ["1.2.0", "1.3.0-rc.2", "1.2.1-rc.1"]
-    for text, found in [("^1.2", "1.2.0"), ("^1.2.1-rc.1", "1.2.1-rc.1"), ("~1.3.0-rc.1", "1.3.0-rc.2"), ("^1.3.0-rc.9", "")]:
+    for text, highest_tag in [
+        ("^1.2", "1.2.0"),
+        ("^1.2.1-rc.1", "1.2.1-rc.1"),
+        ("~1.3.0-rc.1", "1.3.0-rc.2"),
+        ("^1.3.0-rc.9", ""),
+    ]:
         expected = parse_range(text)
         assert expected
-        assert highest(tags, expected) == ([found] if found else [])
+        assert highest(tags, expected) == ([highest_tag] if highest_tag else [])
 
 
 def test_only_what_has_a_dash_is_a_prerelease() -> None:

@@ -16,15 +16,15 @@ from tests.support.adapters import write_adapter
 
 def test_the_numbers_are_those_of_the_dense_matrices(tmp_path: Path) -> None:
     adapter = convert.read(write_adapter(tmp_path / "a"))
-    found, left_out = spectra.spectra(adapter)
+    summaries, left_out = spectra.spectra(adapter)
     assert left_out == {}
     for target, delta in adapter.deltas.items():
         assert isinstance(delta, LowRank)
         values = np.linalg.svd(delta.scaling * delta.lora_B.astype(float) @ delta.lora_A.astype(float), compute_uv=False)
         energy = float(np.sum(values**2))
-        assert found[target].norm == pytest.approx(energy**0.5)
-        assert found[target].top == pytest.approx(values[0])
-        assert found[target].share == pytest.approx(values[0] ** 2 / energy)
+        assert summaries[target].norm == pytest.approx(energy**0.5)
+        assert summaries[target].top == pytest.approx(values[0])
+        assert summaries[target].share == pytest.approx(values[0] ** 2 / energy)
 
 
 def test_modules_of_a_kind_count_together_and_experts_as_one_kind() -> None:
@@ -37,11 +37,11 @@ def test_modules_of_a_kind_count_together_and_experts_as_one_kind() -> None:
 
 
 def test_a_percentile_counts_smaller_ones_and_half_of_the_equal_ones() -> None:
-    own = {"m.layers.0.q": SpectralSummary(2, 1, 0.25)}
-    others = [{"m.layers.0.q": SpectralSummary(norm, norm / 2, 0.25)} for norm in (1, 2, 3, 4)] + [
+    own_summaries = {"m.layers.0.q": SpectralSummary(2, 1, 0.25)}
+    other_summaries = [{"m.layers.0.q": SpectralSummary(norm, norm / 2, 0.25)} for norm in (1, 2, 3, 4)] + [
         {"m.layers.0.k": SpectralSummary(1, 1, 1)}
     ]
-    (kind,), (module,) = spectra.rank_among(own, others)
+    (kind,), (module,) = spectra.rank_among(own_summaries, other_summaries)
     assert (module.n, kind.n) == (4, 4)
     assert module.percentiles == kind.percentiles == SpectralSummary(37.5, 37.5, 50.0)
 
@@ -58,6 +58,6 @@ def test_zeros_have_no_share_and_a_nan_has_no_numbers(tmp_path: Path) -> None:
     assert isinstance(second, LowRank)
     first.lora_B[:] = 0
     second.lora_B[0, 0] = np.nan
-    found, left_out = spectra.spectra(adapter)
-    assert next(iter(found.values())) == SpectralSummary(0, 0, 0)
+    summaries, left_out = spectra.spectra(adapter)
+    assert next(iter(summaries.values())) == SpectralSummary(0, 0, 0)
     assert list(left_out.values()) == ["a NaN or an infinity"]

@@ -59,8 +59,11 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         lambda ci, _: Attestation(TYPES["training"], GOOD.name, DIGEST, GOOD.predicate).sign(ci),
         "attests training, not fits",
     ),
-    "wrong key": (lambda _, other: GOOD.sign(other), "which is not accepted"),
-    "wrong key under a good name": (lambda ci, other: claiming(GOOD.sign(other), ci.public), "the signature is not by the key"),
+    "wrong key": (lambda _, other_key: GOOD.sign(other_key), "which is not accepted"),
+    "wrong key under a good name": (
+        lambda ci, other_key: claiming(GOOD.sign(other_key), ci.public),
+        "the signature is not by the key",
+    ),
     "nothing": (lambda *_: b"", "has no attestation 'fits'"),
     "a signature of files": (
         lambda ci, _: bundle.sign(Statement("team/sql", {"a": DIGEST}), ci),
@@ -78,20 +81,20 @@ def test_what_is_no_good_attestation_is_refused_by_name_and_does_no_harm(
     with pytest.raises(IntegrityError) as error:
         attestation.find_accepted([raw], FITS, [secret.public], DIGEST, "team/sql")
     assert expected in error.value.what
-    found = attestation.find_accepted([raw, GOOD.sign(secret)], FITS, [secret.public], DIGEST, "team/sql")
-    assert found.attestation == GOOD
+    accepted = attestation.find_accepted([raw, GOOD.sign(secret)], FITS, [secret.public], DIGEST, "team/sql")
+    assert accepted.attestation == GOOD
 
 
 def test_an_attestation_that_a_policy_does_not_take_leaves_the_next_one(secret: keys.PrivateKey) -> None:
-    def check(found: Attestation) -> None:
-        if found.predicate.get("base") is None:
+    def check(candidate: Attestation) -> None:
+        if candidate.predicate.get("base") is None:
             raise IntegrityError("team/sql", "is about another base")
 
     better = Attestation(GOOD.type, GOOD.name, DIGEST, {"base": {}})
-    both = [one.sign(secret) for one in (GOOD, better)]
-    assert attestation.find_accepted(both, FITS, [secret.public], DIGEST, "team/sql", check=check).attestation == better
+    signed = [claim.sign(secret) for claim in (GOOD, better)]
+    assert attestation.find_accepted(signed, FITS, [secret.public], DIGEST, "team/sql", check=check).attestation == better
     with pytest.raises(IntegrityError, match="that is accepted, of 1: is about another base"):
-        attestation.find_accepted(both[:1], FITS, [secret.public], DIGEST, "team/sql", check=check)
+        attestation.find_accepted(signed[:1], FITS, [secret.public], DIGEST, "team/sql", check=check)
 
 
 def test_an_attestation_signs_no_files(secret: keys.PrivateKey) -> None:

@@ -23,7 +23,7 @@ from tests.training.conftest import load_base, tiny_base  # noqa: E402
 __all__ = ["tiny_base"]
 # Whatever is imported of the base leaves this file.
 CODE = "import pathlib\npathlib.Path(__file__).with_name('ran').write_text('')\nraise SystemExit\n"
-MODULES = {f"Auto{what}": f"own.Own{what}" for what in ("Config", "Model", "ModelForCausalLM")}
+MODULES = {f"Auto{auto_class}": f"own.Own{auto_class}" for auto_class in ("Config", "Model", "ModelForCausalLM")}
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ class Compressed:
     """An image with its layer in gzip; counts how many bytes of that are read."""
 
     def __init__(self, image: AdapterImage, packed: bytes, size: int = 0) -> None:
-        self.image, self.packed, self.taken = image, packed, 0
+        self.image, self.packed, self.bytes_read = image, packed, 0
         self.layer = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "1" * 64, size or len(packed))
         self.location = "here"
 
@@ -54,7 +54,7 @@ class _Counting:
         piece = self._source.packed[self._at : self._at + len(buffer)]
         buffer[: len(piece)] = piece
         self._at += len(piece)
-        self._source.taken += len(piece)
+        self._source.bytes_read += len(piece)
         return len(piece)
 
 
@@ -73,7 +73,7 @@ def test_a_compressed_layer_of_many_files_is_read_once_in_whatever_order(image: 
     for blob in (*reversed(layers), *layers):
         assert "sha256:" + hashlib.sha256(read(inside, blob)).hexdigest() == blob.digest
         assert len(read(inside, blob, blob.size // 2)) == blob.size - blob.size // 2
-    assert source.taken <= len(source.packed)
+    assert source.bytes_read <= len(source.packed)
 
 
 def test_a_compressed_layer_that_brings_nothing_ends_with_its_size(image: AdapterImage) -> None:
@@ -82,7 +82,7 @@ def test_a_compressed_layer_that_brings_nothing_ends_with_its_size(image: Adapte
     source = Compressed(image, head + b"\0\0\0\xff\xff" * 1_000_000, size=100_000)
     inside = UnpackedSource(source)
     assert read(inside, inside.manifest("latest").layers[-1]) == b""
-    assert source.taken <= 100_000
+    assert source.bytes_read <= 100_000
 
 
 def test_a_layer_that_is_no_gzip_brings_no_file(image: AdapterImage) -> None:
@@ -94,9 +94,9 @@ def test_a_layer_that_is_no_gzip_brings_no_file(image: AdapterImage) -> None:
 
 
 def test_an_image_has_a_layer_and_a_config_and_no_other_blob(image: AdapterImage) -> None:
-    other = Descriptor("", f"sha256:{7:064x}", 1)
-    with pytest.raises(NotFoundError, match=f"the image has no blob {other.digest}"):
-        read(image, other)
+    other_blob = Descriptor("", f"sha256:{7:064x}", 1)
+    with pytest.raises(NotFoundError, match=f"the image has no blob {other_blob.digest}"):
+        read(image, other_blob)
 
 
 def test_what_a_compressed_layer_has_beyond_the_packaged_files_is_not_kept(image: AdapterImage) -> None:

@@ -59,23 +59,25 @@ def docker(tmp_path: Path, document: object) -> dict[str, str]:
     return {"DOCKER_CONFIG": str(folder), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
 
 
-def told(web: Web) -> set[str | None]:
+def credentials_sent(web: Web) -> set[str | None]:
     return {headers.get("authorization") for _, headers in web.requests}
 
 
-@pytest.mark.parametrize("kept", ["auths", "helper", "store"])
-def test_docker_s_password_is_not_sent_without_tls(run: Run, tmp_path: Path, web: Web, way: dict[str, str], kept: str) -> None:
+@pytest.mark.parametrize("stored_in", ["auths", "helper", "store"])
+def test_docker_s_password_is_not_sent_without_tls(
+    run: Run, tmp_path: Path, web: Web, way: dict[str, str], stored_in: str
+) -> None:
     host = f"registry.example:{web.server_address[1]}"
     folder = helper(tmp_path)
     document = {
         "auths": {"auths": {host: {"auth": BASIC}, f"https://{host}/v1/": {"auth": BASIC}}},
         "helper": {"auths": {host: {}}, "credHelpers": {host: "generous"}},
         "store": {"credsStore": "generous"},
-    }[kept]
+    }[stored_in]
     env = {**way, **docker(tmp_path, document)}
     result = run("pull", f"oci+http://{host}/team/sql", "-o", "out", env=env, code=5)
     one_line(result, "a login that was made with TLS is not sent without it", f"adapterhub login oci+http://{host}")
-    assert told(web) == {None}
+    assert credentials_sent(web) == {None}
     assert not (folder / "asked").exists()
 
 
@@ -83,13 +85,13 @@ def test_a_login_that_was_made_without_tls_is_sent_without(run: Run, tmp_path: P
     host = f"registry.example:{web.server_address[1]}"
     env = {**way, **docker(tmp_path, {"auths": {f"http://{host}": {"auth": BASIC}}})}
     run("pull", f"oci+http://{host}/team/sql", "-o", "out", env=env, code=5)
-    assert f"Basic {BASIC}" in told(web)
+    assert f"Basic {BASIC}" in credentials_sent(web)
 
 
 def test_this_machine_gets_a_password_without_tls(run: Run, tmp_path: Path, web: Web) -> None:
     host = f"127.0.0.1:{web.server_address[1]}"
     run("pull", f"oci://{host}/team/sql", "-o", "out", env=docker(tmp_path, {"auths": {host: {"auth": BASIC}}}), code=5)
-    assert f"Basic {BASIC}" in told(web)
+    assert f"Basic {BASIC}" in credentials_sent(web)
 
 
 @pytest.mark.parametrize("realm", ["http://tokens.example:{port}/token", "http://169.254.169.254/token"])
@@ -101,7 +103,7 @@ def test_no_password_goes_to_a_token_service_that_a_registry_may_not_name(
     web.rules["/v2/team/sql/manifests/latest"] = lambda to: to.send(401, **{"WWW-Authenticate": challenge})
     env = {**way, **docker(tmp_path, {"auths": {host: {"auth": BASIC}}})}
     one_line(run("pull", f"oci://{host}/team/sql", "-o", "out", env=env, code=5))
-    assert told(web) == {None}
+    assert credentials_sent(web) == {None}
 
 
 @pytest.mark.parametrize("command", ["pull", "push", "validate"])
@@ -126,4 +128,4 @@ def test_a_netrc_is_not_read(run: Run, tmp_path: Path, web: Web, make: Make) -> 
     env = {"HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "home/.netrc")}
     run("validate", make(), "--base", f"{web.url}/m", env=env, code=None)
     run("pull", f"oci://127.0.0.1:{web.server_address[1]}/team/sql", "-o", "out", env=env, code=5)
-    assert told(web) == {None}
+    assert credentials_sent(web) == {None}

@@ -38,8 +38,8 @@ def deep(make: Make) -> Iterator[Path]:
 
 @pytest.mark.parametrize("words", [("push", "team/sql"), ("show",), ("merge", "--method", "linear", "-o", "merged")])
 def test_deep_folders_end_no_command_as_a_bug(run: Run, make: Make, tmp_path: Path, deep: Path, words: tuple[str, ...]) -> None:
-    more = [make()] if words[0] == "merge" else []
-    result = run(words[0], deep, *more, *words[1:], cwd=tmp_path, code=None)
+    extra_sources = [make()] if words[0] == "merge" else []
+    result = run(words[0], deep, *extra_sources, *words[1:], cwd=tmp_path, code=None)
     assert result.returncode in (0, 6), result.stderr
     assert len(result.stderr.splitlines()) <= 1
 

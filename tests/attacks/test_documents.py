@@ -55,7 +55,7 @@ WHOLE = {
 }
 
 
-def _there(path: str) -> Callable[[Path, bytes], None]:
+def _writer_of(path: str) -> Callable[[Path, bytes], None]:
     def place(folder: Path, raw: bytes) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(raw)
@@ -77,28 +77,28 @@ def _log_entry(folder: Path, raw: bytes) -> None:
 
 
 JSON = {
-    "adapter_config.json": (_there("a/adapter_config.json"), "validate a"),
-    "adapter_config.json of mlx": (_there("mlx/adapter_config.json"), "validate mlx"),
-    "adapter.json": (_there("a/adapter.json"), "show a"),
-    "shards of an adapter": (_there("sharded/adapter_model.safetensors.index.json"), "diff a sharded"),
-    "config.json of a base": (_there("base/config.json"), "validate a --base base"),
-    "shards of a base": (_there("base/model.safetensors.index.json"), "base show base"),
-    "tokenizer_config.json": (_there("base/tokenizer_config.json"), "base show base"),
-    "tokenizer.json": (_there("base/tokenizer.json"), "merge a --into base -o out.gguf"),
-    "generation_config.json": (_there("base/generation_config.json"), "merge a --into base -o out.gguf"),
-    "adapters.lock": (_there("adapters.lock"), "pull --locked"),
-    "recipe": (_there("recipe.json"), "rebuild recipe.json --base base -o out"),
-    "index.json": (_there("layout/index.json"), "list layout://layout"),
-    "oci-layout": (_there("layout/oci-layout"), "list layout://layout"),
+    "adapter_config.json": (_writer_of("a/adapter_config.json"), "validate a"),
+    "adapter_config.json of mlx": (_writer_of("mlx/adapter_config.json"), "validate mlx"),
+    "adapter.json": (_writer_of("a/adapter.json"), "show a"),
+    "shards of an adapter": (_writer_of("sharded/adapter_model.safetensors.index.json"), "diff a sharded"),
+    "config.json of a base": (_writer_of("base/config.json"), "validate a --base base"),
+    "shards of a base": (_writer_of("base/model.safetensors.index.json"), "base show base"),
+    "tokenizer_config.json": (_writer_of("base/tokenizer_config.json"), "base show base"),
+    "tokenizer.json": (_writer_of("base/tokenizer.json"), "merge a --into base -o out.gguf"),
+    "generation_config.json": (_writer_of("base/generation_config.json"), "merge a --into base -o out.gguf"),
+    "adapters.lock": (_writer_of("adapters.lock"), "pull --locked"),
+    "recipe": (_writer_of("recipe.json"), "rebuild recipe.json --base base -o out"),
+    "index.json": (_writer_of("layout/index.json"), "list layout://layout"),
+    "oci-layout": (_writer_of("layout/oci-layout"), "list layout://layout"),
     "manifest": (_manifest, "pull layout://layout:v1 -o out"),
     "log entry": (_log_entry, "fsck"),
-    "config.json of docker": (_there("docker/config.json"), "logout registry.example"),
+    "config.json of docker": (_writer_of("docker/config.json"), "logout registry.example"),
 }
 TOML = {
-    "adapter.toml": (_there("a/adapter.toml"), "show a"),
-    "adapterhub.toml": (_there("adapterhub.toml"), "list"),
-    "config.toml": (_there("xdg-config/adapterhub/config.toml"), "remote list"),
-    "a training": (_there("training.toml"), "train training.toml"),
+    "adapter.toml": (_writer_of("a/adapter.toml"), "show a"),
+    "adapterhub.toml": (_writer_of("adapterhub.toml"), "list"),
+    "config.toml": (_writer_of("xdg-config/adapterhub/config.toml"), "remote list"),
+    "a training": (_writer_of("training.toml"), "train training.toml"),
 }
 TABLES = {
     "deep lists": "a = " + "[" * 100_000,
@@ -151,8 +151,8 @@ def _tried(run: Run, place: Path, command: str) -> None:
     if result.returncode > 1:
         lines = [line for line in result.stderr.splitlines() if not line.startswith(("warning: ", "note: "))]
         # A training config names all its errors at once, a line each.
-        most = 21 if command.startswith("train ") else 1
-        assert 1 <= len(lines) <= most, result.stderr[-2000:]
+        max_lines = 21 if command.startswith("train ") else 1
+        assert 1 <= len(lines) <= max_lines, result.stderr[-2000:]
         assert all(line.startswith(("error: ", "hint: ", "  ")) for line in lines), result.stderr[-2000:]
     assert len(result.stderr) < 4_000
 
@@ -164,8 +164,8 @@ def _thirds(kinds: Iterable[Any], names: Iterable[str]) -> list[tuple[Any, str]]
 
 @pytest.mark.parametrize(("kind", "name"), _thirds(JSON, WHOLE))
 def test_json_as_a_whole(run: Run, place: Path, kind: str, name: str) -> None:
-    put, command = JSON[kind]
-    put(place, WHOLE[name])
+    write_document, command = JSON[kind]
+    write_document(place, WHOLE[name])
     _tried(run, place, command)
 
 
@@ -186,23 +186,23 @@ AS_MEMBERS = ["deep objects that end", "a number of 400 digits", "a long text", 
 MEMBERS = [(kind, member) for kind, members in WITH_MEMBERS.items() for member in members]
 
 
-@pytest.mark.parametrize(("where", "value"), _thirds(MEMBERS, AS_MEMBERS))
-def test_json_as_a_member(run: Run, place: Path, where: tuple[str, str], value: str) -> None:
-    kind, member = where
-    put, command = JSON[kind]
+@pytest.mark.parametrize(("kind_and_member", "value"), _thirds(MEMBERS, AS_MEMBERS))
+def test_json_as_a_member(run: Run, place: Path, kind_and_member: tuple[str, str], value: str) -> None:
+    kind, member = kind_and_member
+    write_document, command = JSON[kind]
     sources = {"manifest": "manifest.json", "index.json": "layout/index.json", "adapters.lock": "adapters.lock"}
     sources |= {"adapter_config.json": "a/adapter_config.json", "config.json of a base": "base/config.json"}
     sources |= {"log entry": ".adapterhub/refs/team/sql/00000001.json"}
     path = place / sources.get(kind, "")
     document = json.loads(path.read_text()) if path.is_file() else {}
     document[member] = "PLACE"
-    put(place, json.dumps(document).replace('"PLACE"', VALUES[value]).encode())
+    write_document(place, json.dumps(document).replace('"PLACE"', VALUES[value]).encode())
     _tried(run, place, command)
 
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("kind", [*TOML])
 def test_toml(run: Run, started: Run, place: Path, kind: str, name: str) -> None:
-    put, command = TOML[kind]
-    put(place, TABLES[name].encode())
+    write_document, command = TOML[kind]
+    write_document(place, TABLES[name].encode())
     _tried(started if command.startswith("train") else run, place, command)  # it fails before it imports torch

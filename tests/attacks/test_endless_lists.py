@@ -47,7 +47,7 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def manifest(files: dict[str, bytes], **more: Any) -> bytes:
+def manifest(files: dict[str, bytes], **fields: Any) -> bytes:
     """A manifest of files."""
     layers = [
         {"mediaType": "text/plain", "digest": digest_of(data), "size": len(data), "annotations": {TITLE: name}}
@@ -55,7 +55,7 @@ def manifest(files: dict[str, bytes], **more: Any) -> bytes:
     ]
     config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(_EMPTY), "size": len(_EMPTY)}
     document = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": config, "layers": layers}
-    return json.dumps({**document, **more}).encode()
+    return json.dumps({**document, **fields}).encode()
 
 
 def serve(web: Web, files: dict[str, bytes], raw: bytes, tag: str) -> None:
@@ -75,11 +75,11 @@ def address(web: Web) -> str:
 def test_a_blob_that_comes_a_byte_a_connection_is_given_up(run: Run, make: Make, web: Web, tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in make().iterdir()}
     serve(web, files, manifest(files), "latest")
-    asked: list[str] = []
+    ranges: list[str] = []
 
     def a_byte(to: Handler) -> None:
-        asked.append(to.headers.get("Range", ""))
-        data, at = files["adapter_model.safetensors"], int((asked[-1] or "bytes=0-")[6:-1])
+        ranges.append(to.headers.get("Range", ""))
+        data, at = files["adapter_model.safetensors"], int((ranges[-1] or "bytes=0-")[6:-1])
         to.send_response(206 if at else 200)
         to.send_header("Content-Length", str(len(data) - at))
         to.send_header("Content-Range", f"bytes {at}-{len(data) - 1}/{len(data)}")
@@ -89,7 +89,7 @@ def test_a_blob_that_comes_a_byte_a_connection_is_given_up(run: Run, make: Make,
 
     web.rules[f"/v2/team/sql/blobs/{digest_of(files['adapter_model.safetensors'])}"] = a_byte
     one_line(run("pull", address(web), "-o", tmp_path / "out", code=5), "bytes too early")
-    assert len(asked) == 4
+    assert len(ranges) == 4
     assert not (tmp_path / "out").exists()
 
 
@@ -98,21 +98,21 @@ def test_a_blob_that_comes_a_byte_a_connection_is_given_up(run: Run, make: Make,
 
 def endless_pages(web: Web, path: str, body: Any, kind: str = "application/json") -> list[str]:
     """Have each page of a list name another; the paths that were requested."""
-    asked: list[str] = []
+    requested_paths: list[str] = []
 
     def page(to: Handler) -> None:
-        asked.append(to.path)
-        link = f'<{path}?page={len(asked)}>; rel="next"'
-        to.send(200, json.dumps(body(len(asked))).encode(), **{"Content-Type": kind, "Link": link})
+        requested_paths.append(to.path)
+        link = f'<{path}?page={len(requested_paths)}>; rel="next"'
+        to.send(200, json.dumps(body(len(requested_paths))).encode(), **{"Content-Type": kind, "Link": link})
 
     web.rules[path] = page
-    return asked
+    return requested_paths
 
 
 def test_a_list_of_tags_without_an_end_is_no_list(run: Run, web: Web) -> None:
-    asked = endless_pages(web, "/v2/team/sql/tags/list", lambda n: {"tags": [f"t{n}"]})
+    requested_paths = endless_pages(web, "/v2/team/sql/tags/list", lambda n: {"tags": [f"t{n}"]})
     one_line(run("list", address(web), code=5), "more than 1000 pages")
-    assert len(asked) == 1000
+    assert len(requested_paths) == 1000
 
 
 def test_lists_of_more_tags_or_names_than_anybody_has_are_refused(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,17 +124,17 @@ def test_lists_of_more_tags_or_names_than_anybody_has_are_refused(web: Web, monk
         registry.tags()
     assert (error.value.where, error.value.what) == (address(web), "it lists more than 3 tags")
     web.files["/v2/_catalog"] = b'{"repositories": ["a", "b", "c", "d"]}'
-    with registry_host.RegistryHost(place, lambda: None) as every, pytest.raises(RemoteError) as error:
-        every.names()
+    with registry_host.RegistryHost(place, lambda: None) as host, pytest.raises(RemoteError) as error:
+        host.names()
     assert error.value.what == "it lists more than 3 names"
 
 
 def test_a_list_takes_only_so_long(web: Web) -> None:
-    asked = endless_pages(web, "/list", lambda n: [n])
+    requested_paths = endless_pages(web, "/list", lambda n: [n])
     asking = client.Client(web.url, max_list_seconds=0.0)
     with pytest.raises(RemoteError, match="its list takes longer than 0 seconds"):
         list(asking.pages(f"{web.url}/list", "here", limit=100))
-    assert len(asked) == 1
+    assert len(requested_paths) == 1
 
 
 def test_attachments_take_only_so_much_memory(run: Run, make: Make, web: Web) -> None:
@@ -146,9 +146,9 @@ def test_attachments_take_only_so_much_memory(run: Run, make: Make, web: Web) ->
         entry = {"mediaType": MANIFEST_TYPE, "digest": digest_of(b"%d" % n), "size": 1, "annotations": {"x": "y" * 4_000_000}}
         return {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}
 
-    asked = endless_pages(web, f"/v2/team/sql/referrers/{digest_of(raw)}", body, INDEX_TYPE)
+    requested_paths = endless_pages(web, f"/v2/team/sql/referrers/{digest_of(raw)}", body, INDEX_TYPE)
     one_line(run("attach", address(web), "--list", code=5), "more than 64 MB")
-    assert len(asked) < 20
+    assert len(requested_paths) < 20
 
 
 def test_commits_that_all_claim_a_version_are_not_all_read(run: Run, web: Web, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_commits_that_all_claim_a_version_are_not_all_read(run: Run, web: Web, t
     endless_pages(
         web,
         "/api/models/team/sql/commits/main",
-        lambda n: [{"id": f"{n:020x}{each:020x}", "title": expected} for each in range(1000)],
+        lambda n: [{"id": f"{n:020x}{number:020x}", "title": expected} for number in range(1000)],
     )
     host = f"hub+http://127.0.0.1:{web.server_address[1]}"
     one_line(run("pull", f"{host}/team/sql@{expected}", "-o", tmp_path / "out", code=3), "no such version")
@@ -211,22 +211,22 @@ def test_a_file_of_an_attachment_cannot_have_the_name_of_an_incomplete_one(
     path = f"/v2/team/sql/referrers/{digest_of(raw)}"
     web.rules[path] = lambda to: to.send(200, page, **{"Content-Type": INDEX_TYPE})
     run("attach", address(web), "--list", "-o", tmp_path / "scan")
-    assert {one.name: one.read_bytes() for one in (tmp_path / "scan").iterdir()} == attached
+    assert {path.name: path.read_bytes() for path in (tmp_path / "scan").iterdir()} == attached
 
 
 def test_a_manifest_that_a_layout_lists_again_and_again_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = json.dumps({"mediaType": MANIFEST_TYPE, "layers": []}).encode()
-    entry = {"mediaType": MANIFEST_TYPE, "digest": digest_of(other), "size": len(other)}
+    other_manifest = json.dumps({"mediaType": MANIFEST_TYPE, "layers": []}).encode()
+    entry = {"mediaType": MANIFEST_TYPE, "digest": digest_of(other_manifest), "size": len(other_manifest)}
     blobs = tmp_path / "blobs" / "sha256"
     blobs.mkdir(parents=True)
-    (blobs / digest_of(other)[7:]).write_bytes(other)
+    (blobs / digest_of(other_manifest)[7:]).write_bytes(other_manifest)
     (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (tmp_path / "index.json").write_text(json.dumps({"manifests": [entry] * 1000}))
     read: list[str] = []
     document = LayoutFolder.read_document
     monkeypatch.setattr(LayoutFolder, "read_document", lambda self, name: read.append(name) or document(self, name))
     assert LayoutFolder(tmp_path).referrers(digest_of(b"subject")) == []
-    assert read == [digest_of(other)]
+    assert read == [digest_of(other_manifest)]
 
 
 class _Counted(bytes):
@@ -235,9 +235,9 @@ class _Counted(bytes):
     copied = 0
 
     def __getitem__(self, key: Any) -> Any:
-        found = super().__getitem__(key)
-        _Counted.copied += len(found) if isinstance(found, bytes) else 1
-        return _Counted(found) if isinstance(found, bytes) else found
+        value = super().__getitem__(key)
+        _Counted.copied += len(value) if isinstance(value, bytes) else 1
+        return _Counted(value) if isinstance(value, bytes) else value
 
 
 def test_the_records_of_an_extended_header_are_copied_once() -> None:
@@ -258,13 +258,13 @@ def test_the_records_of_an_extended_header_are_copied_once() -> None:
 # ---- stores and bases
 
 
-@pytest.mark.parametrize("of", ["refs/team/sql/00000001.json", "blobs"])
-def test_a_pipe_in_a_store_of_others_is_refused(run: Run, make: Make, tmp_path: Path, of: str) -> None:
+@pytest.mark.parametrize("document_name", ["refs/team/sql/00000001.json", "blobs"])
+def test_a_pipe_in_a_store_of_others_is_refused(run: Run, make: Make, tmp_path: Path, document_name: str) -> None:
     pytest.importorskip("obstore")
     store, adapter = tmp_path / "store", make()
     run("push", adapter, f"file://{store}/team/sql")
     weights = digest_of((adapter / "adapter_model.safetensors").read_bytes())[7:]
-    path = store / (of if of != "blobs" else f"blobs/sha256/{weights}")
+    path = store / (document_name if document_name != "blobs" else f"blobs/sha256/{weights}")
     path.unlink()
     os.mkfifo(path)
     one_line(run("pull", f"file://{store}/team/sql", "-o", tmp_path / "out", code=None), "a pipe or a device")
@@ -307,12 +307,12 @@ def test_a_log_that_breaks_at_once_is_not_read_to_its_end(tmp_path: Path, monkey
     folder.mkdir(parents=True)
     for seq in range(1, 1001):
         (folder / f"{seq:08}.json").write_bytes(b"{}")
-    asked: list[int] = []
+    sequence_numbers: list[int] = []
     raw = name_log.NameLog.read_entry
-    monkeypatch.setattr(name_log.NameLog, "read_entry", lambda self, seq: asked.append(seq) or raw(self, seq))
+    monkeypatch.setattr(name_log.NameLog, "read_entry", lambda self, seq: sequence_numbers.append(seq) or raw(self, seq))
     with ObjectRepository(ObjectAddress.parse(f"file://{tmp_path}/team/sql"), {}) as place, pytest.raises(FormatError):
         place.tags()
-    assert len(asked) <= 64
+    assert len(sequence_numbers) <= 64
 
 
 def test_the_parts_of_a_base_have_one_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:

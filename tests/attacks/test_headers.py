@@ -67,9 +67,9 @@ except FormatError as error:
 print(peak() - before)
 """
     result = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
-    *said, grown = result.stdout.splitlines()
-    assert len(said) == 1
-    return int(grown), said[0]
+    *output_lines, grown = result.stdout.splitlines()
+    assert len(output_lines) == 1
+    return int(grown), output_lines[0]
 
 
 def framed(header: bytes, data: int = 0) -> bytes:
@@ -81,9 +81,9 @@ def test_a_dense_header_is_refused_in_memory_linear_in_its_size(kind: str, tmp_p
     start, repeated, end = DENSE[kind]
     path = tmp_path / "x.safetensors"
     path.write_bytes(framed(start + repeated * (SIZE // len(repeated)) + end))
-    grown, said = memory_to_read(path)
-    assert said.startswith("x: ")
-    assert len(said) < 400
+    grown, output = memory_to_read(path)
+    assert output.startswith("x: ")
+    assert len(output) < 400
     assert grown < 5 * SIZE
 
 
@@ -99,8 +99,8 @@ def test_a_good_header_is_read_in_memory_linear_in_its_size(tmp_path: Path) -> N
     header = ("{" + ",".join(entries(count)) + "}").encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(framed(header, 2 * count))
-    grown, said = memory_to_read(path)
-    assert said == f"{count} tensors"
+    grown, output = memory_to_read(path)
+    assert output == f"{count} tensors"
     assert grown < 4 * len(header)
 
 
@@ -122,8 +122,8 @@ def test_a_limit_is_named_where_a_header_is_over_it(kind: str, tmp_path: Path) -
     entry, count, says = LIMITS[kind]
     path = tmp_path / "x.safetensors"
     path.write_bytes(framed(("{" + ",".join(map(entry, range(count))) + "}").encode()))
-    grown, said = memory_to_read(path)
-    assert says in said
+    grown, output = memory_to_read(path)
+    assert says in output
     assert grown < 400_000_000
 
 
@@ -163,8 +163,8 @@ GGUF_LIMITS = {
 def test_a_gguf_header_over_a_limit_is_refused_by_name(says: str, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(GGUF_LIMITS[says]())
-    grown, said = memory_to_read(path)
-    assert says in said
+    grown, output = memory_to_read(path)
+    assert says in output
     assert grown < 300_000_000
 
 
@@ -173,6 +173,6 @@ def test_a_header_over_the_limit_of_bytes_is_not_read(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.write((100_000_001).to_bytes(8, "little"))
         os.truncate(file.fileno(), 200_000_000)
-    grown, said = memory_to_read(path)
-    assert "over the limit of 100000000" in said
+    grown, output = memory_to_read(path)
+    assert "over the limit of 100000000" in output
     assert grown < 1_000_000

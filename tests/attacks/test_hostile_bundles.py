@@ -194,8 +194,8 @@ def test_a_statement_of_another_form_is_refused_though_the_key_is_trusted(
 
 
 def test_the_signature_of_another_key_is_refused_whatever_its_hint(tmp_path: Path, secret: keys.PrivateKey) -> None:
-    other = keys.read_private(keys.generate(tmp_path / "other")[0])
-    raw = bundle.sign(Statement("sql", FILES), other)
+    other_key = keys.read_private(keys.generate(tmp_path / "other")[0])
+    raw = bundle.sign(Statement("sql", FILES), other_key)
     with pytest.raises(IntegrityError, match="which is not accepted"):
         bundle.verify(raw, [secret.public], "model.sig")
     forged = _in("verificationMaterial", "publicKey", "hint", value=secret.public.id)(raw)
@@ -228,8 +228,8 @@ def test_another_hash_with_the_same_key_is_refused(tmp_path: Path, pair: tuple[P
 
 
 def _pem(key: Any) -> bytes:
-    found: bytes = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return found
+    pem: bytes = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return pem
 
 
 KEYS: dict[str, tuple[Callable[[bytes, bytes], bytes], type[AdapterhubError], str]] = {
@@ -248,8 +248,8 @@ KEYS: dict[str, tuple[Callable[[bytes, bytes], bytes], type[AdapterhubError], st
 
 @pytest.mark.parametrize("attack", KEYS)
 def test_what_is_no_public_key_of_a_known_kind_is_refused(tmp_path: Path, pair: tuple[Path, Path], attack: str) -> None:
-    made, error, expected = KEYS[attack]
-    (tmp_path / "k.pub").write_bytes(made(pair[0].read_bytes(), pair[1].read_bytes()))
-    with pytest.raises(error) as found:
+    make_key, error, expected = KEYS[attack]
+    (tmp_path / "k.pub").write_bytes(make_key(pair[0].read_bytes(), pair[1].read_bytes()))
+    with pytest.raises(error) as caught:
         keys.read_trusted([tmp_path])
-    assert expected in found.value.what
+    assert expected in caught.value.what

@@ -253,9 +253,9 @@ def test_a_database_cannot_load_attach_or_run_anything(root: Path, tmp_path: Pat
     assert not (tmp_path / "other.db").exists()
 
 
-def journal_naming(database: Path, other: Path) -> bytes:
+def journal_naming(database: Path, other_database: Path) -> bytes:
     """A rollback journal without pages, as a transaction over several databases leaves it: its end names another journal."""
-    raw, name = database.read_bytes(), os.fsencode(other)
+    raw, name = database.read_bytes(), os.fsencode(other_database)
     magic, page = bytes.fromhex("d9d505f920a163d7"), struct.unpack(">H", raw[16:18])[0] or 65536
     head = (magic + struct.pack(">IIIII", 0, 0, len(raw) // page, 512, page)).ljust(512, b"\0")
     checksum = sum(byte if byte < 128 else byte - 256 for byte in name) & 0xFFFFFFFF

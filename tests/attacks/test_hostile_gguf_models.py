@@ -92,7 +92,7 @@ def test_a_key_of_any_other_kind_is_taken_or_refused(tmp_path: Path, key: str) -
 @pytest.mark.parametrize("shape", [(), (0, 16), (4,), (16, 16, 4), (1, 1)])
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_tensor_of_any_other_shape_is_taken_or_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
-    tensors = {other: old for other, old in TENSORS.items() if other != name} | ({name: shape} if shape else {})
+    tensors = {other_name: old for other_name, old in TENSORS.items() if other_name != name} | ({name: shape} if shape else {})
     path = written(tmp_path / "m.gguf", GOOD, tensors)
     try:
         to_folder.to_hf(path, tmp_path / "out")

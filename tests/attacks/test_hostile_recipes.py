@@ -31,9 +31,9 @@ def test_a_parent_that_a_recipe_names_again_and_again_is_written_once(
     pulled: list[Path] = []
     pull = Registry.pull
 
-    def counted(self: Registry, ref: Any, out: Path, *rest: Any, **more: Any) -> Any:
+    def counted(self: Registry, ref: Any, out: Path, *arguments: Any, **options: Any) -> Any:
         pulled.append(out)
-        return pull(self, ref, out, *rest, **more)
+        return pull(self, ref, out, *arguments, **options)
 
     monkeypatch.setattr(Registry, "pull", counted)
     rebuild.rebuild("team/both", workspace=Workspace(registry=tmp_path / "r"))
@@ -41,7 +41,7 @@ def test_a_parent_that_a_recipe_names_again_and_again_is_written_once(
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "said"),
+    ("change", "code", "message"),
     [
         ({"base": {"source": "/dev/zero"}}, 3, "/dev/zero: no such folder"),
         ({"base": {"source": "../../../nowhere"}}, 3, "has its base at ../../../nowhere, and nothing is there"),
@@ -52,12 +52,12 @@ def test_a_parent_that_a_recipe_names_again_and_again_is_written_once(
     ],
 )
 def test_a_recipe_that_names_what_is_not_there_is_one_line(
-    run: Run, make: Make, tmp_path: Path, change: dict[str, Any], code: int, said: str
+    run: Run, make: Make, tmp_path: Path, change: dict[str, Any], code: int, message: str
 ) -> None:
     write_base(tmp_path / "base")
     run("init", cwd=tmp_path)
     run("push", make(), "team/a", cwd=tmp_path)
-    made = {
+    hostile_recipe = {
         "$schema": "urn:adapterhub:schema:merge:2",
         "schema_version": 2,
         "base": {"name": "base", "repo": None, "revision": None, "fingerprint": None, "files": [], "source": "base"},
@@ -69,7 +69,7 @@ def test_a_recipe_that_names_what_is_not_there_is_one_line(
         "output": {"form": "folder", "files": None},
     }
     for key, value in change.items():
-        made[key] = {**made[key], **value} if isinstance(value, dict) else value
-    (tmp_path / "h.json").write_text(json.dumps(made))
-    one_line(run("rebuild", "h.json", "-o", "out", cwd=tmp_path, code=code), said)
+        hostile_recipe[key] = {**hostile_recipe[key], **value} if isinstance(value, dict) else value
+    (tmp_path / "h.json").write_text(json.dumps(hostile_recipe))
+    one_line(run("rebuild", "h.json", "-o", "out", cwd=tmp_path, code=code), message)
     assert not (tmp_path / "out").exists()

@@ -68,23 +68,23 @@ def endless(first: bytes, forever: bytes) -> Iterator[str]:
             listening.shutdown(socket.SHUT_RDWR)
 
 
-def one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+def one_line(result: subprocess.CompletedProcess[str], *words: str) -> None:
     """One line of error that has these words."""
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1, done.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, result.stderr
     assert all(word in errors[0] for word in words), errors[0]
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-@pytest.mark.parametrize("of", ["registry", "hub", "base"])
-def test_an_answer_that_never_ends_is_ended(run: Run, make: Make, tmp_path: Path, of: str, kind: str) -> None:
+@pytest.mark.parametrize("document_kind", ["registry", "hub", "base"])
+def test_an_answer_that_never_ends_is_ended(run: Run, make: Make, tmp_path: Path, document_kind: str, kind: str) -> None:
     first, forever, words = ENDLESS[kind]
     with endless(first, forever) as host:
         command = {
             "registry": ["pull", f"oci://{host}/team/sql", "-o", tmp_path / "out"],
             "hub": ["pull", f"hub+http://{host}/team/sql", "-o", tmp_path / "out"],
             "base": ["validate", make(), "--base", f"http://{host}/model"],
-        }[of]
+        }[document_kind]
         one_line(run(*command, code=5), words)
     assert not (tmp_path / "out").exists()
 
@@ -112,7 +112,7 @@ def test_nothing_leads_to_a_metadata_service(run: Run, make: Make, web: Web, tar
         env = {"HTTP_PROXY": f"http://{proxy.address}", "http_proxy": f"http://{proxy.address}", "NO_PROXY": "", "no_proxy": ""}
         result = run("validate", make(), "--base", f"{web.url}/m", env=env, code=5)
     one_line(result, "the server leads to", "link-local or metadata address")
-    assert proxy.seen == []
+    assert proxy.requests == []
 
 
 @pytest.fixture
@@ -130,14 +130,14 @@ def test_a_public_server_leads_to_nothing_private(run: Run, make: Make, web: Web
         env = {"HTTP_PROXY": f"http://{proxy.address}", "http_proxy": f"http://{proxy.address}", "NO_PROXY": "", "no_proxy": ""}
         url = f"http://models.example:{web.server_address[1]}/m"
         one_line(run("validate", make(), "--base", url, env=env, code=5), "the server leads to")
-    assert [line for line in proxy.seen if "models.example" not in line] == []
+    assert [line for line in proxy.requests if "models.example" not in line] == []
 
 
 def test_a_server_on_this_machine_may_lead_to_another_port_of_it(run: Run, make: Make, web: Web) -> None:
-    with Web() as other:
-        web.rules["/m/config.json"] = lambda to: to.send(302, Location=f"{other.url}/config.json")
+    with Web() as other_web:
+        web.rules["/m/config.json"] = lambda to: to.send(302, Location=f"{other_web.url}/config.json")
         run("validate", make(), "--base", f"{web.url}/m", code=None)
-        assert other.paths() == ["/config.json"]
+        assert other_web.paths() == ["/config.json"]
 
 
 _REBINDING = """
@@ -196,7 +196,7 @@ def test_a_name_is_held_against_the_address_that_was_connected_to(tmp_path: Path
         "8.8.8.8 public.example\n10.1.1.1 inner.example\n10.1.1.2 inner2.example\n127.0.0.1 here.example localhost\n"
     )
     (tmp_path / "it.py").write_text(textwrap.dedent(_REBINDING))
-    addresses = "; ".join(f"ip addr add {one}/32 dev lo" for one in ("8.8.8.8", "8.8.4.4", "10.1.1.1", "10.1.1.2"))
+    addresses = "; ".join(f"ip addr add {address}/32 dev lo" for address in ("8.8.8.8", "8.8.4.4", "10.1.1.1", "10.1.1.2"))
     program = shlex.join([sys.executable, f"{tmp_path}/it.py"])
     script = f"ip link set lo up; {addresses}; mount --bind {tmp_path}/hosts /etc/hosts; exec {program}"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "schemas")))}

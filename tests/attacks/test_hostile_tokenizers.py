@@ -42,8 +42,8 @@ def change(base: Path, **parts: Any) -> None:
 
 
 def replace(count: int, content: str = "aa", pattern: Any = None) -> dict[str, Any]:
-    one = {"type": "Replace", "pattern": pattern or {"String": "a"}, "content": content}
-    return {"type": "Sequence", "normalizers": [one] * count}
+    normalizer = {"type": "Replace", "pattern": pattern or {"String": "a"}, "content": content}
+    return {"type": "Sequence", "normalizers": [normalizer] * count}
 
 
 def charsmap(text: bytes) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def test_an_unknown_pattern_that_does_not_wander_splits_as_ever(base: Path) -> N
     tokenizer, plain = loaded(base), Tokenizer.from_file(str(base / "tokenizer.json"))
     for text in ("two words", ["two", "words"]):
         ours = tokenizer(text)["input_ids"]
-        assert ours == (plain.encode(text).ids if isinstance(text, str) else [plain.encode(one).ids for one in text])
+        assert ours == (plain.encode(text).ids if isinstance(text, str) else [plain.encode(part).ids for part in text])
 
 
 def test_a_known_pattern_needs_no_process(base: Path) -> None:

@@ -95,18 +95,18 @@ def test_this_holds_for_every_kind_of_remote(run: Run, clone: Clone, url: str) -
     one_line(run("pull", "org/sql", "--remote", cwd=clone(url), code=6), "adapterhub.toml: names ", "not used before")
 
 
-@pytest.mark.parametrize("known", ["remote add", "a user's remote", "docker login", "a helper for it", "lock"])
-def test_a_host_that_the_user_has_used_is_asked(run: Run, tmp_path: Path, web: Web, clone: Clone, known: str) -> None:
+@pytest.mark.parametrize("known_by", ["remote add", "a user's remote", "docker login", "a helper for it", "lock"])
+def test_a_host_that_the_user_has_used_is_asked(run: Run, tmp_path: Path, web: Web, clone: Clone, known_by: str) -> None:
     host, env = web.url[7:], docker(tmp_path, {})
     helper(tmp_path)
-    if known == "remote add":
+    if known_by == "remote add":
         (tmp_path / "mine").mkdir()
         run("remote", "add", "x", f"oci://{host}/elsewhere", "--project", cwd=tmp_path / "mine")
-    elif known == "a user's remote":
+    elif known_by == "a user's remote":
         run("remote", "add", "mine", f"oci://{host}/mine")
-    elif known == "docker login":
+    elif known_by == "docker login":
         env = docker(tmp_path, {"auths": {host: {}}})
-    elif known == "a helper for it":
+    elif known_by == "a helper for it":
         env = docker(tmp_path, {"credHelpers": {host: "generous"}})
     else:
         run("lock", f"oci://{host}/team/sql", code=3)
@@ -133,20 +133,20 @@ def test_the_user_s_own_hub_is_asked(run: Run, web: Web, clone: Clone) -> None:
 
 def answering(words: list[str], answer: str, folder: Path, env: dict[str, str]) -> tuple[int, str]:
     """Run a command on a terminal, where every question gets an answer; its exit code and what was seen."""
-    child, here = pty.fork()
+    child, terminal_fd = pty.fork()
     if not child:
         os.chdir(folder)
         os.execve(sys.executable, [sys.executable, "-m", "adapterhub", *words], env)
-    seen, told = "", 0
+    screen, answered_count = "", 0
     while True:
         try:
-            seen += os.read(here, 4096).decode()
+            screen += os.read(terminal_fd, 4096).decode()
         except OSError:
             break
-        while seen.count("[y/N]") > told:
-            told += 1
-            os.write(here, answer.encode() + b"\n")
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), seen
+        while screen.count("[y/N]") > answered_count:
+            answered_count += 1
+            os.write(terminal_fd, answer.encode() + b"\n")
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), screen
 
 
 def test_a_terminal_is_asked_once(tmp_path: Path, web: Web, clone: Clone) -> None:
@@ -156,12 +156,12 @@ def test_a_terminal_is_asked_once(tmp_path: Path, web: Web, clone: Clone) -> Non
     words = ["pull", "team/sql", "--remote"]
     question = f"adapterhub.toml names http://{host}, which you have not used before. Connect?"
     for _ in range(2):
-        code, seen = answering(words, "n", folder, env)
-        assert (code, question in " ".join(seen.split()), web.requests) == (6, True, [])
-    code, seen = answering(words, "y", folder, env)
-    assert (code, "[y/N]" in seen) == (3, True)
-    code, seen = answering(words, "n", folder, env)
-    assert (code, "[y/N]" in seen) == (3, False)
+        code, screen = answering(words, "n", folder, env)
+        assert (code, question in " ".join(screen.split()), web.requests) == (6, True, [])
+    code, screen = answering(words, "y", folder, env)
+    assert (code, "[y/N]" in screen) == (3, True)
+    code, screen = answering(words, "n", folder, env)
+    assert (code, "[y/N]" in screen) == (3, False)
     assert f"http://{host}\n" in (tmp_path / "config/adapterhub/known_hosts").read_text()
 
 
@@ -214,10 +214,10 @@ def test_python_refuses_unless_its_workspace_trusts_them(
     monkeypatch.chdir(folder)
     with pytest.raises(RefusedError, match="adapterhub.toml: names file://.*/elsewhere, which you have not used before"):
         adapterhub.pull("team/sql", tmp_path / "out")
-    seen: list[tuple[str, Path]] = []
-    trusting = Workspace(trusts=lambda owner, file: not seen.append((owner, file)))
+    questions: list[tuple[str, Path]] = []
+    trusting = Workspace(trusts=lambda owner, file: not questions.append((owner, file)))
     assert trusting.folder() == tmp_path / "clone/../elsewhere"
-    assert seen == [(f"file://{tmp_path / 'elsewhere'}", folder / "adapterhub.toml")]
+    assert questions == [(f"file://{tmp_path / 'elsewhere'}", folder / "adapterhub.toml")]
     with pytest.raises(RefusedError, match=r"adapters\.lock: names https://registry\.example, "):
         Workspace().admitted_address("oci://registry.example/team/sql", folder / "adapters.lock")
     assert (
@@ -236,6 +236,9 @@ def test_the_key_of_wandb_goes_to_no_server_that_a_clone_names(
     (tmp_path / folder / "settings").write_text(text)
     path = tmp_path / "train.toml"
     path.write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n[train]\nlog_to = ["wandb"]\n')
-    said = rf"log_to: {folder}/settings is in the working folder, and W&B would follow it with your key. Remove the file; "
-    with pytest.raises(RefusedError, match=said), tracking.with_trackers(training.read_config(path), tmp_path / "out", print):
+    message = rf"log_to: {folder}/settings is in the working folder, and W&B would follow it with your key. Remove the file; "
+    with (
+        pytest.raises(RefusedError, match=message),
+        tracking.with_trackers(training.read_config(path), tmp_path / "out", print),
+    ):
         pass

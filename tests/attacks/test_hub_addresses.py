@@ -45,10 +45,10 @@ def test_an_address_for_an_upload_reads_nothing(red: Tenant, blue: Tenant) -> No
 
 
 def test_to_verify_an_upload_does_not_tell_what_others_have(red: Tenant, blue: Tenant) -> None:
-    there, absent = (batch(blue, "upload", data)["actions"]["verify"]["href"] for data in (SECRET, b"nowhere"))
-    assert [requests.post(address, json={}, timeout=10).status_code for address in (there, absent)] == [404, 404]
-    requests.put(there, data=SECRET, timeout=10).raise_for_status()
-    assert requests.post(there, json={}, timeout=10).status_code == 200
+    existing, absent = (batch(blue, "upload", data)["actions"]["verify"]["href"] for data in (SECRET, b"nowhere"))
+    assert [requests.post(address, json={}, timeout=10).status_code for address in (existing, absent)] == [404, 404]
+    requests.put(existing, data=SECRET, timeout=10).raise_for_status()
+    assert requests.post(existing, json={}, timeout=10).status_code == 200
 
 
 def test_an_address_for_a_download_takes_nothing(blue: Tenant) -> None:

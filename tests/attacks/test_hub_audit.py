@@ -96,9 +96,9 @@ def test_what_a_stranger_asks_for_is_no_change_and_no_wait_for_the_lock(
 
 def test_a_form_that_leads_to_the_page_to_sign_in_at_is_a_refusal(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "REFUSALS", 20)
-    with serving(hub.folder.with_name("other")) as other:
+    with serving(hub.folder.with_name("other")) as other_hub:
         statuses = [
-            requests.post(f"{other.url}/-/account/token", timeout=20, allow_redirects=False).status_code for _ in range(25)
+            requests.post(f"{other_hub.url}/-/account/token", timeout=20, allow_redirects=False).status_code for _ in range(25)
         ]
     assert statuses == [303] * 20 + [429] * 5
 
@@ -135,9 +135,9 @@ def test_an_account_does_not_push_rows_out_by_refusals_or_changes(tmp_path: Path
         assert {*statuses} == {403}
         assert rows(hub) == before + 5
         options = {"name": "x", "role": "read"}
-        made = [blue.post("/api/adapterhub/v1/account/tokens", json=options) for _ in range(8)]
-        assert [answer.status_code for answer in made] == [201] * 5 + [429] * 3
-        assert 1 <= int(made[-1].headers["retry-after"]) <= 60
+        answers = [blue.post("/api/adapterhub/v1/account/tokens", json=options) for _ in range(8)]
+        assert [answer.status_code for answer in answers] == [201] * 5 + [429] * 3
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
         assert rows(hub) == before + 10
         assert blue.get("/api/models").status_code == 200
         assert red.post("/api/adapterhub/v1/account/tokens", json=options).status_code == 201
@@ -157,12 +157,12 @@ def test_each_refusal_of_an_account_is_a_row(hub: Running) -> None:
 def test_the_log_tells_who_made_the_token_that_a_row_is_by(hub: Running, kind: str) -> None:
     """The row of its maker had the number of a key, and the rows of the key had its first characters."""
     team = Tenant(hub, "team", "admin")
-    made = team.post(f"/api/adapterhub/v1/{kind}", json={"name": "ci", "role": "write"}).json()
+    new_token = team.post(f"/api/adapterhub/v1/{kind}", json={"name": "ci", "role": "write"}).json()
     key = Tenant(hub, "team")
-    key.token = made["token"]
+    key.token = new_token["token"]
     key.create("open")
     with closing(HubDatabase(hub.folder)) as database:
         use, making = audit_log.events(database, limit=2)
     assert (use.action, use.token) == ("hf.create", key.token[:8])
-    assert f"token={made['id']} prefix={use.token} name=ci" in making.detail
+    assert f"token={new_token['id']} prefix={use.token} name=ci" in making.detail
     assert (making.account, making.token) == ("team", team.token[:8])

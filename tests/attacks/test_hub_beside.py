@@ -23,15 +23,15 @@ def command(hub: Running, *words: str) -> str:
 
 def deleted_files() -> set[str]:
     """Databases that this process has open and that have no name any more."""
-    found = set()
+    names = set()
     for entry in os.listdir("/proc/self/fd"):
         try:
             name = os.readlink(f"/proc/self/fd/{entry}")
         except FileNotFoundError:
             continue
         if ".db" in name and name.endswith("(deleted)"):
-            found.add(name)
-    return found
+            names.add(name)
+    return names
 
 
 def test_a_command_does_not_remove_the_log_that_the_hub_writes(hub: Running, adapter: Callable[..., Path]) -> None:
@@ -44,4 +44,4 @@ def test_a_command_does_not_remove_the_log_that_the_hub_writes(hub: Running, ada
     assert deleted_files() == before
     assert red.upload("open", adapter(1)).status_code == 200
     assert "red/open" in command(hub, "list")
-    assert [one["id"] for one in red.get("/api/models").json()] == ["red/open"]
+    assert [model["id"] for model in red.get("/api/models").json()] == ["red/open"]

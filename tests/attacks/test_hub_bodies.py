@@ -48,7 +48,7 @@ def bodies_of(routes: list[BaseRoute]) -> list[tuple[str, str]]:
     return [
         (
             method,
-            re.sub(r"{\w+(:path)?}", lambda found: PARAMETERS.get(found[0].strip("{}").partition(":")[0], "main"), route.path),
+            re.sub(r"{\w+(:path)?}", lambda match: PARAMETERS.get(match[0].strip("{}").partition(":")[0], "main"), route.path),
         )
         for route in routes
         if isinstance(route, Route)
@@ -66,8 +66,8 @@ def head(method: str, path: str, size: int, *lines: str) -> bytes:
 
 def answer_to(hub: Running, sent: bytes) -> int:
     """The status that a hub answers to a head alone."""
-    where = urlsplit(hub.url)
-    with socket.create_connection((where.hostname, where.port), 20) as sock:
+    parts = urlsplit(hub.url)
+    with socket.create_connection((parts.hostname, parts.port), 20) as sock:
         sock.sendall(sent)
         return int(sock.recv(100).split()[1])
 
@@ -83,8 +83,8 @@ def test_a_stranger_is_answered_before_the_body(closed: Running, method: str, pa
 
 
 def modules_below(package: ModuleType) -> list[ModuleType]:
-    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    return [import_module(module.name) for module in found]
+    module_infos = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [import_module(module.name) for module in module_infos]
 
 
 @pytest.mark.parametrize("package", [adapterhub.hub, adapterhub.serve.gateway], ids=lambda package: package.__name__)
@@ -158,8 +158,8 @@ def test_bodies_that_are_held_back_take_no_more_than_the_limit(tmp_path: Path, m
     monkeypatch.setattr(app, "BodyBudget", Kept)
     with serving(tmp_path / "hub") as hub:
         Tenant(hub, "red").create("open")
-        where = urlsplit(hub.url)
-        socks = [socket.create_connection((where.hostname, where.port), 20) for _ in range(6)]
+        parts = urlsplit(hub.url)
+        socks = [socket.create_connection((parts.hostname, parts.port), 20) for _ in range(6)]
         size = 400_000
         for sock in socks:
             sock.sendall(head("POST", "/api/models/red/open/paths-info/main", size) + b"x" * (size - 1))
@@ -172,8 +172,8 @@ def test_bodies_that_are_held_back_take_no_more_than_the_limit(tmp_path: Path, m
 
 def test_a_body_has_a_deadline_however_its_bytes_drip(closed: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_bodies, "BODY_SECONDS", 0.3)
-    where = urlsplit(closed.url)
-    with socket.create_connection((where.hostname, where.port), 20) as sock:
+    parts = urlsplit(closed.url)
+    with socket.create_connection((parts.hostname, parts.port), 20) as sock:
         sock.settimeout(0.05)
         sock.sendall(head("POST", "/oauth/token", 10_000))
         for _ in range(400):
@@ -189,8 +189,8 @@ def test_a_body_has_a_deadline_however_its_bytes_drip(closed: Running, monkeypat
 def test_the_rest_of_a_body_that_was_refused_is_not_waited_for(closed: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REST_SECONDS", "CHECK_SECONDS"):
         monkeypatch.setattr(client_connections, name, 0.1)
-    where = urlsplit(closed.url)
-    with socket.create_connection((where.hostname, where.port), 20) as sock:
+    parts = urlsplit(closed.url)
+    with socket.create_connection((parts.hostname, parts.port), 20) as sock:
         sock.sendall(head("POST", "/api/repos/create", LARGE))
         while True:
             try:

@@ -68,7 +68,9 @@ def test_a_file_that_is_left_out_is_told_in_one_line(red: Tenant) -> None:
 def test_what_lies_below_a_removed_folder_goes_and_nothing_else(red: Tenant) -> None:
     assert red.commit("open", dict.fromkeys(("a/b/c.txt", "ab/c.txt", "a.txt", "d/e.txt"), b"x")).ok
     assert red.send("open", b"".join(line("deletedFolder", path=path) for path in ("a", "d/e", "b"))).ok
-    listed = {one["path"] for one in red.get("/api/models/red/open/tree/main?recursive=true").json() if one["type"] == "file"}
+    listed = {
+        entry["path"] for entry in red.get("/api/models/red/open/tree/main?recursive=true").json() if entry["type"] == "file"
+    }
     assert listed == {"ab/c.txt", "a.txt", "d/e.txt"}
 
 
@@ -116,7 +118,7 @@ def test_paths_are_looked_up_and_not_searched_for(red: Tenant) -> None:
     assert red.commit("open", dict.fromkeys(("a/b/c.txt", "ab/c.txt"), b"x")).ok
     expected = ["a", "a/b", "a/b/c.txt", "b", "", "ab", "a/b/c.txt/d", *["a"] * 200_000]
     answer = red.post("/api/models/red/open/paths-info/main", json={"paths": expected})
-    assert [one["path"] for one in answer.json()] == ["a", "a/b", "a/b/c.txt", "ab"]
+    assert [entry["path"] for entry in answer.json()] == ["a", "a/b", "a/b/c.txt", "ab"]
 
 
 def test_trees_of_thousands_of_files_are_not_held_in_memory(red: Tenant, adapter: Callable[..., Path]) -> None:

@@ -31,11 +31,11 @@ ENDLESS = {
 
 
 def connect(hub: Running, source: str = "127.0.0.1") -> socket.socket:
-    where = urlsplit(hub.url)
-    return socket.create_connection((where.hostname, where.port), 30, (source, 0))
+    parts = urlsplit(hub.url)
+    return socket.create_connection((parts.hostname, parts.port), 30, (source, 0))
 
 
-def taken(sock: socket.socket, pieces: Iterable[bytes]) -> int:
+def bytes_accepted(sock: socket.socket, pieces: Iterable[bytes]) -> int:
     """The bytes that a server takes before it cuts the connection, up to MAX_SENT."""
     sent = 0
     try:
@@ -49,11 +49,11 @@ def taken(sock: socket.socket, pieces: Iterable[bytes]) -> int:
     return sent
 
 
-@pytest.mark.parametrize("what", ENDLESS)
-def test_endless_headers_are_cut(hub: Running, what: str) -> None:
-    start, piece = ENDLESS[what]
+@pytest.mark.parametrize("header_kind", ENDLESS)
+def test_endless_headers_are_cut(hub: Running, header_kind: str) -> None:
+    start, piece = ENDLESS[header_kind]
     with connect(hub) as sock:
-        assert taken(sock, itertools.chain([start], itertools.repeat(piece))) < MAX_SENT
+        assert bytes_accepted(sock, itertools.chain([start], itertools.repeat(piece))) < MAX_SENT
     assert requests.get(f"{hub.url}/health", timeout=10).ok
 
 

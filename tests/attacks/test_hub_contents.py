@@ -16,9 +16,9 @@ __all__ = ["hub"]
 
 
 def archive() -> bytes:
-    made = io.BytesIO()
-    zipfile.ZipFile(made, "w").writestr("archive/data.pkl", pickle.dumps({}))
-    return made.getvalue()
+    buffer = io.BytesIO()
+    zipfile.ZipFile(buffer, "w").writestr("archive/data.pkl", pickle.dumps({}))
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "tokenizer.json", "adapter_model.safetensors", "README.md", "x.png"])

@@ -45,15 +45,15 @@ def test_what_may_not_be_seen_is_in_no_list_and_no_count(hub: Running, adapter: 
         assert ("hushed/base" in text(fresh, "/-/bases", blue.token)) == (readers == "accounts")
 
 
-@pytest.mark.parametrize("who", ["stranger", "member"])
-def test_metrics_do_not_tell_what_others_have(hub: Running, adapter: Callable[..., Path], who: str) -> None:
+@pytest.mark.parametrize("visitor_kind", ["stranger", "member"])
+def test_metrics_do_not_tell_what_others_have(hub: Running, adapter: Callable[..., Path], visitor_kind: str) -> None:
     """The bytes of all distinct files told whether bytes that one pushed were here already, in private."""
     red, blue = Tenant(hub, "red"), Tenant(hub, "blue", "admin")
-    token = "" if who == "stranger" else blue.token
+    token = "" if visitor_kind == "stranger" else blue.token
 
     def numbers() -> list[str]:
-        own = ("#", "process_", "hub_requests", "hub_request_seconds", "hub_received_bytes", "hub_sent_bytes")
-        return [line for line in text(hub, "/metrics", token).splitlines() if not line.startswith(own)]
+        own_prefixes = ("#", "process_", "hub_requests", "hub_request_seconds", "hub_received_bytes", "hub_sent_bytes")
+        return [line for line in text(hub, "/metrics", token).splitlines() if not line.startswith(own_prefixes)]
 
     before = numbers()
     red.create("quiet", private=True)
@@ -88,10 +88,10 @@ def test_what_cannot_be_is_refused_in_words(hub: Running, adapter: Callable[...,
 
 def test_names_that_are_not_there_are_not_remembered(hub: Running) -> None:
     with hub.registry() as registry:
-        found = Repositories(registry)
+        repositories = Repositories(registry)
         for number in range(100):
-            assert found.get(f"red/{number}") is None
-        assert not found._states
+            assert repositories.get(f"red/{number}") is None
+        assert not repositories._states
 
 
 def test_a_list_with_files_has_only_so_many_of_them_on_a_page(
@@ -106,7 +106,7 @@ def test_a_list_with_files_has_only_so_many_of_them_on_a_page(
     pages, path = [], "/api/models?full=true"
     while path:
         answer = red.get(path)
-        pages.append([one["id"] for one in answer.json()])
+        pages.append([model["id"] for model in answer.json()])
         path = answer.links.get("next", {}).get("url", "").removeprefix(hub.url)
     assert sorted(name for page in pages for name in page) == [f"red/r{seed}" for seed in range(4)]
     assert len(pages) > 1

@@ -55,9 +55,9 @@ class Visitor:
     def sign_in(cls, hub: Running, token: str) -> Visitor:
         session = requests.Session()
         answer = session.post(hub.url + SIGN_IN, data={"token": token, "next": "/-/account"}, timeout=20)
-        found = re.search(r'name="csrf" value="([^"]+)"', answer.text)
-        assert found
-        return cls(hub, session, found[1])
+        match = re.search(r'name="csrf" value="([^"]+)"', answer.text)
+        assert match
+        return cls(hub, session, match[1])
 
     def post(self, path: str, fields: dict[str, str], **headers: str) -> int:
         answer = self.session.post(self.hub.url + path, data=fields, headers=headers, timeout=20, allow_redirects=False)
@@ -80,7 +80,7 @@ def admin(hub: Running) -> Visitor:
 
 
 @pytest.fixture(scope="module")
-def other(hub: Running) -> Visitor:
+def other_visitor(hub: Running) -> Visitor:
     return Visitor.sign_in(hub, hub.make_token("blue", "write", namespaces=("blue",)))
 
 
@@ -98,10 +98,10 @@ def test_there_are_forms() -> None:
 
 @pytest.mark.parametrize("path", sorted({*FORMS} - PUBLIC))
 def test_a_form_of_another_site_session_or_method_changes_nothing(
-    hub: Running, admin: Visitor, other: Visitor, path: str
+    hub: Running, admin: Visitor, other_visitor: Visitor, path: str
 ) -> None:
     before, fields = rows(hub), {"namespace": "red", "name": "x", "role": "read", "account": "blue"}
-    for csrf in ("", other.csrf, admin.csrf[:-1], f"{admin.csrf}\x00", "\udcff"):
+    for csrf in ("", other_visitor.csrf, admin.csrf[:-1], f"{admin.csrf}\x00", "\udcff"):
         assert admin.post(path, {**fields, "csrf": csrf.encode("utf-8", "replace").decode()}) in (400, 403, 404)
     for origin in ("https://evil.example", "null", f"{hub.url}.evil.example", f"https://x@{hub.url[7:]}.evil"):
         assert admin.post(path, {**fields, "csrf": admin.csrf}, origin=origin) in (403, 404)
@@ -129,9 +129,9 @@ def test_no_value_of_a_form_ends_in_a_failure(hub: Running, admin: Visitor, path
 
 
 @pytest.mark.parametrize("path", sorted({*FORMS} - PUBLIC - OF_READERS - {"/-/sign-out"}))
-def test_a_form_about_what_is_anothers_is_refused(hub: Running, other: Visitor, path: str) -> None:
+def test_a_form_about_what_is_anothers_is_refused(hub: Running, other_visitor: Visitor, path: str) -> None:
     before = rows(hub)
-    fields = {"namespace": "red", "account": "blue", "role": "admin", "readers": "members", "csrf": other.csrf}
-    status = other.post(path, fields)
+    fields = {"namespace": "red", "account": "blue", "role": "admin", "readers": "members", "csrf": other_visitor.csrf}
+    status = other_visitor.post(path, fields)
     assert status in (400, 403, 404), status
     assert rows(hub) == before

@@ -56,14 +56,14 @@ def status(hub: Running, token: str) -> int:
 
 @pytest.mark.parametrize("end", [revoke, remove])
 def test_a_login_ends_with_the_token_that_approved_it(hub: Running, end: Callable[[HubDatabase, str], None]) -> None:
-    own = hub.make_token("carol", "write", kind=access_tokens.PERSONAL)
+    parent_token = hub.make_token("carol", "write", kind=access_tokens.PERSONAL)
     with closing(HubDatabase(hub.folder)) as database:
-        first = logged_in(database, own)
+        first = logged_in(database, parent_token)
         second = logged_in(database, first.token)
         renewed = device_logins.renew(database, first.refresh)
         tokens = (renewed.token, second.token)
         assert [status(hub, token) for token in tokens] == [200, 200]
-        end(database, own)
+        end(database, parent_token)
         assert [status(hub, token) for token in tokens] == [401, 401]
         for grant in (renewed, second):
             with pytest.raises(device_logins.DeviceError):

@@ -102,13 +102,13 @@ def test_who_may_not_change_a_name_takes_no_lock(
     hub: Running, outsider: Tenant, method: str, path: str, route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rehearsal that a stranger asked for waited for the write lock of all, in a thread that no reader had meanwhile."""
-    taken: list[str] = []
+    locks: list[str] = []
 
     def recording(cls: type, name: str) -> Callable[..., Any]:
         lock = getattr(cls, name)
 
         def record(*values: Any, **options: Any) -> Any:
-            taken.append(f"{cls.__name__}.{name} {values[1:]}")
+            locks.append(f"{cls.__name__}.{name} {values[1:]}")
             return lock(*values, **options)
 
         return record
@@ -124,6 +124,6 @@ def test_who_may_not_change_a_name_takes_no_lock(
             headers = {"content-type": "application/json", **({"authorization": f"Bearer {token}"} if token else {})}
             url, body = f"{hub.url}{path}{query}", json.dumps(DOCUMENT)
             statuses.append(requests.request(method, url, data=body, headers=headers, timeout=20).status_code)
-    assert taken == [], statuses
+    assert locks == [], statuses
     assert {*statuses[: len(statuses) // 2]} <= {401, 403, 404} or route in OF_READERS, statuses
     assert {*statuses} <= {400, 401, 403, 404} or route in OF_READERS, "400: for what cannot be rehearsed"

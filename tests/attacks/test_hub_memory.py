@@ -48,12 +48,12 @@ def hub(tmp_path: Path) -> Iterator[Running]:
 
 def containers(root: object) -> Iterator[tuple[str, object]]:
     """The caches and dictionaries that an object of the hub leads to, with their paths."""
-    seen, pending = set(), [("", root)]
+    visited, pending = set(), [("", root)]
     while pending:
         path, value = pending.pop()
-        if id(value) in seen:
+        if id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, LRUCache | dict | set):
             yield path, value
         elif isinstance(value, list | tuple):
@@ -94,8 +94,8 @@ def flood(running: Running, number: int) -> None:
 
 
 def test_there_are_caches(hub: Running) -> None:
-    found = caches_of(hub)
-    assert sum(isinstance(value, LRUCache) for value in found.values()) >= 8, list(found)
+    caches = caches_of(hub)
+    assert sum(isinstance(value, LRUCache) for value in caches.values()) >= 8, list(caches)
 
 
 def test_the_page_of_promises_has_the_sums_of_these_limits(hub: Running) -> None:
@@ -160,5 +160,5 @@ def test_memory_is_that_of_all_that_a_value_has(value: Any) -> None:
 def test_answers_are_among_them(hub: Running) -> None:
     red = Tenant(hub, "red")
     assert red.get("/api/models/red/open").ok
-    found = {path.rpartition(".")[2] for path in caches_of(hub)}
-    assert {"answers", "commits", "configs", "manifests", "repositories", "rows", "_states"} <= found
+    cache_names = {path.rpartition(".")[2] for path in caches_of(hub)}
+    assert {"answers", "commits", "configs", "manifests", "repositories", "rows", "_states"} <= cache_names

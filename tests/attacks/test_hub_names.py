@@ -24,7 +24,7 @@ def red(hub: Running) -> Tenant:
     return Tenant(hub, "red")
 
 
-def seen(hub: Running, name: str) -> list[int]:
+def statuses_of(hub: Running, name: str) -> list[int]:
     """What somebody without a token gets of a repository, by each protocol."""
     paths = (f"/api/models/{name}", f"/{name}", f"/{name}.v1", f"/{name}/resolve/main/README.md", f"/v2/{name}/tags/list")
     return [requests.get(hub.url + path, timeout=10, allow_redirects=False).status_code for path in paths]
@@ -51,7 +51,7 @@ def test_a_private_name_that_is_restored_is_private(hub: Running, red: Tenant, a
     assert red.post("/api/repos/create", json={"name": "secret", "organization": "red"}).status_code == 400
     with hub.registry() as registry:
         registry.restore("red/secret")
-    assert seen(hub, "red/secret") == HIDDEN
+    assert statuses_of(hub, "red/secret") == HIDDEN
     assert red.get("/api/models/red/secret").json()["private"]
     assert red.upload("secret", adapter(2)).ok
 
@@ -61,7 +61,7 @@ def test_a_name_leads_nobody_to_where_they_may_not_look(hub: Running, red: Tenan
     assert red.upload("open", adapter(1)).ok
     assert move(red, "open", "elsewhere").ok
     assert red.request("PUT", "/api/models/red/elsewhere/settings", json={"private": True}).ok
-    assert seen(hub, "red/open")[0] == 404
+    assert statuses_of(hub, "red/open")[0] == 404
     assert red.get("/api/models/red/open").status_code == 307
 
 
@@ -72,10 +72,10 @@ def test_versions_that_move_are_hidden_before_they_are_there(
     assert red.upload("secret", adapter(1)).ok
     looked, admit = [], Registry.push_manifest
 
-    def admitted(*args: object, **more: object) -> object:
-        found = admit(*args, **more)  # type: ignore[arg-type]
-        looked.append(seen(hub, "red/hidden"))
-        return found
+    def admitted(*args: object, **options: object) -> object:
+        admission = admit(*args, **options)  # type: ignore[arg-type]
+        looked.append(statuses_of(hub, "red/hidden"))
+        return admission
 
     monkeypatch.setattr(Registry, "push_manifest", admitted)
     assert move(red, "secret", "hidden").ok
@@ -98,9 +98,9 @@ def test_a_commit_beside_a_move_is_kept_or_refused(hub: Running, red: Tenant, ad
     with ThreadPoolExecutor(4) as pool:
         moving = pool.submit(moved)
         start.wait()
-        kept = sum(pool.map(push, folders[1:]))
+        accepted_count = sum(pool.map(push, folders[1:]))
     assert moving.result()
-    assert len(red.get("/api/models/red/b/commits/main").json()) == kept + 1
+    assert len(red.get("/api/models/red/b/commits/main").json()) == accepted_count + 1
 
 
 def test_a_move_does_not_take_the_protection_of_a_tag_away(hub: Running, red: Tenant, adapter: Callable[..., Path]) -> None:

@@ -58,7 +58,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 def cases() -> list[Any]:
     """The methods and paths of the routes about a name, with `{}` for the name."""
-    found = []
+    parameters = []
     for route in ROUTES:
         path = route.path if isinstance(route, Route) else ""
         if not isinstance(route, Route) or not {"repo", "name"} & {*route.param_convertors}:
@@ -66,8 +66,8 @@ def cases() -> list[Any]:
         for name in route.param_convertors:
             value = {"namespace": "team", "repo": "{}", "name": "team/{}"}.get(name, PARAMETERS.get(name, "x"))
             path = path.replace(f"{{{name}:path}}", value).replace(f"{{{name}}}", value)
-        found += [pytest.param(method, path, id=f"{method} {route.path}") for method in sorted(route.methods or ())]
-    return found
+        parameters += [pytest.param(method, path, id=f"{method} {route.path}") for method in sorted(route.methods or ())]
+    return parameters
 
 
 def test_there_are_routes_about_names() -> None:
@@ -75,12 +75,12 @@ def test_there_are_routes_about_names() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), cases())
-@pytest.mark.parametrize("who", ["", "blue"])
+@pytest.mark.parametrize("visitor_kind", ["", "blue"])
 def test_a_hidden_name_is_answered_as_one_that_is_not_there(
-    hub: Running, statements: Statements, who: str, method: str, path: str
+    hub: Running, statements: Statements, visitor_kind: str, method: str, path: str
 ) -> None:
-    token = hub.make_token("blue", "write", namespaces=("blue",)) if who else ""
-    visitor = Visitor.sign_in(hub, token) if who and "/-/" in path and method == "POST" else None
+    token = hub.make_token("blue", "write", namespaces=("blue",)) if visitor_kind else ""
+    visitor = Visitor.sign_in(hub, token) if visitor_kind and "/-/" in path and method == "POST" else None
 
     def ask(name: str) -> tuple[Any, ...]:
         if visitor:
@@ -96,14 +96,16 @@ def test_a_hidden_name_is_answered_as_one_that_is_not_there(
     for name in (THERE, ABSENT):  # what is looked up once
         ask(name)
     for _ in range(4):  # what the hub remembers for some seconds may have been read again in one of the two
-        there, absent = (statements.about(lambda name=name: ask(name)) for name in (THERE, ABSENT))
-        if there == absent:
+        existing, absent = (statements.about(lambda name=name: ask(name)) for name in (THERE, ABSENT))
+        if existing == absent:
             break
-    assert there[0] == absent[0]
-    assert there[1] == absent[1]
+    assert existing[0] == absent[0]
+    assert existing[1] == absent[1]
 
 
 def normalized(status: int, headers: Any, text: str, name: str) -> tuple[Any, ...]:
     """An answer without what names itself and the request."""
-    kept = {key.lower(): value.replace(name, "NAME") for key, value in headers.items() if key.lower() not in CHANGING_HEADERS}
-    return status, kept, text.replace(name, "NAME")
+    stable_headers = {
+        key.lower(): value.replace(name, "NAME") for key, value in headers.items() if key.lower() not in CHANGING_HEADERS
+    }
+    return status, stable_headers, text.replace(name, "NAME")

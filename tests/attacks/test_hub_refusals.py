@@ -177,9 +177,9 @@ def by_form(red: Tenant, data: bytes) -> requests.Response:
 def by_edit(red: Tenant, data: bytes, action: str = "edit", token: str = "") -> requests.Response:
     """A text from the editor of a page."""
     visitor, page = Visitor.sign_in(red.hub, token or red.token), f"{red.hub.url}/-/adapters/red/open"
-    found = re.search(r'name="parent" value="([^"]*)"', visitor.session.get(f"{page}/edit/README.md", timeout=60).text)
-    assert found
-    fields = {"csrf": visitor.csrf, "parent": found[1], "text": data.hex()[: len(data)]}
+    match = re.search(r'name="parent" value="([^"]*)"', visitor.session.get(f"{page}/edit/README.md", timeout=60).text)
+    assert match
+    fields = {"csrf": visitor.csrf, "parent": match[1], "text": data.hex()[: len(data)]}
     return visitor.session.post(f"{page}/{action}/README.md", data=fields, timeout=60)
 
 
@@ -246,9 +246,9 @@ def test_nonsense_leaves_no_bytes_by_any_route(refused: Tenant, method: str, pat
 @pytest.mark.parametrize("sent", [0.3, 0.9])
 def test_a_commit_whose_client_goes_leaves_no_bytes(red: Tenant, sent: float) -> None:
     body = lines_of({f"{number}.txt": os.urandom(20_000) for number in range(10)})
-    where = urlsplit(red.hub.url)
+    parts = urlsplit(red.hub.url)
     head = f"POST /api/models/red/open/commit/main HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {red.token}\r\n"
-    with leaving_nothing(red.hub), socket.create_connection((where.hostname, where.port), 20) as sock:
+    with leaving_nothing(red.hub), socket.create_connection((parts.hostname, parts.port), 20) as sock:
         sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[: int(len(body) * sent)])
         for _ in range(500):
             if counted(red.hub):
@@ -294,8 +294,8 @@ def test_a_shard_of_repeated_chunks_writes_no_more_than_the_quota(red: Tenant) -
     assert sender.post(f"/v1/xorbs/default/{'ab' * 32}", chunk(bytes(128 << 10), 1))[0] == 200
     before = disk(red.hub)
     for last in range(3):
-        status, said = sender.post("/v1/shards", shard(bytes([last]) * 32, [("ab" * 32, 128 << 10, 0, 1)] * 1000))
-        assert (status, "may hold 300,000 bytes" in said) == (400, True)
+        status, body = sender.post("/v1/shards", shard(bytes([last]) * 32, [("ab" * 32, 128 << 10, 0, 1)] * 1000))
+        assert (status, "may hold 300,000 bytes" in body) == (400, True)
     assert disk(red.hub) < before + SLACK
 
 
@@ -454,8 +454,8 @@ def test_a_disk_that_fails_at_any_flush_of_a_change_leaves_no_blob(
         with closing(HubDatabase(red.hub.folder)) as database:
             uploaded = {digest.removeprefix("sha256:") for (digest,) in database.select("SELECT digest FROM uploaded")}
         assert named | uploaded <= after
-        kept = named | uploaded if way in UPLOADING else named
-        assert after - before <= kept, f"flush {failing}: {len(after - before)} blobs"
+        kept_blobs = named | uploaded if way in UPLOADING else named
+        assert after - before <= kept_blobs, f"flush {failing}: {len(after - before)} blobs"
     assert statuses[0] == 507
     assert statuses[-1] < 300, statuses
 

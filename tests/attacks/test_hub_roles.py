@@ -19,8 +19,8 @@ GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 @pytest.fixture
 def database(hub: Running) -> Any:
-    with closing(open_database(hub.settings)) as found:
-        yield found
+    with closing(open_database(hub.settings)) as opened:
+        yield opened
 
 
 def begin(hub: Running) -> Any:

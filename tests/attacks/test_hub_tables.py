@@ -90,8 +90,8 @@ def sign_in(hub: Running, red: Tenant, _database: HubDatabase, monkeypatch: pyte
 def revoke_tokens(_hub: Running, red: Tenant, _database: HubDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access_tokens, "_MAX_ENDED", MOST - 3)  # beside the two that the hub has, and the last one
     for _ in range(ROUNDS):
-        made = red.post("/api/adapterhub/v1/account/tokens", json={"name": "x", "role": "read"})
-        ident = made.json()["token"]["id"] if "id" not in made.json() else made.json()["id"]
+        answer = red.post("/api/adapterhub/v1/account/tokens", json={"name": "x", "role": "read"})
+        ident = answer.json()["token"]["id"] if "id" not in answer.json() else answer.json()["id"]
         assert red.request("DELETE", f"/api/adapterhub/v1/account/tokens/{ident}").ok
 
 
@@ -151,9 +151,9 @@ def send_by_sha512(hub: Running, red: Tenant, _database: HubDatabase, monkeypatc
 def convert(hub: Running, _red: Tenant, database: HubDatabase, _monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions that are removed later, as their conversions are by a gc."""
     with hub.registry() as registry:
-        kept = [registry.store.put_bytes(str(number).encode())[0] for number in range(MOST)]
-    gone = [f"sha256:{number:064x}" for number in range(ROUNDS)]
-    for number, digest in enumerate([*kept, *gone]):
+        kept_digests = [registry.store.put_bytes(str(number).encode())[0] for number in range(MOST)]
+    missing_digests = [f"sha256:{number:064x}" for number in range(ROUNDS)]
+    for number, digest in enumerate([*kept_digests, *missing_digests]):
         database.execute("INSERT INTO forms (source, form, digest) VALUES (?, 'mlx', ?)", f"sha256:{number:064}", digest)
     opened = Hub(HubSettings(registry=hub.folder))
     try:

@@ -30,11 +30,11 @@ def hub(tmp_path: Path) -> Iterator[Running]:
 
 
 def tries(hub: Running, addresses: list[str]) -> list[int]:
-    found = []
+    statuses = []
     for address in addresses:
         headers = {"authorization": "Bearer wrong", "x-forwarded-for": address}
-        found.append(requests.get(f"{hub.url}/api/whoami-v2", headers=headers, timeout=10).status_code)
-    return found
+        statuses.append(requests.get(f"{hub.url}/api/whoami-v2", headers=headers, timeout=10).status_code)
+    return statuses
 
 
 def test_the_addresses_of_one_network_share_their_tries(hub: Running) -> None:
@@ -82,12 +82,12 @@ def test_what_nobody_has_made_is_looked_up_in_a_thread(hub: Running, monkeypatch
     """Each wrong token made the event loop wait for the database, once for the limits and once for the route."""
     Tenant(hub, "red").create("open")
     places: list[str] = []
-    asked = 0
+    lookup_count = 0
 
     def watched(method: Any) -> Any:
         def ask(*values: Any) -> Any:
-            nonlocal asked
-            asked += 1
+            nonlocal lookup_count
+            lookup_count += 1
             if asyncio._get_running_loop() is not None:
                 places.append("".join(traceback.format_stack(limit=6)))
             return method(*values)
@@ -108,5 +108,5 @@ def test_what_nobody_has_made_is_looked_up_in_a_thread(hub: Running, monkeypatch
             requests.request(
                 method, hub.url + path, headers=headers, cookies=cookies, auth=login, timeout=20, allow_redirects=False
             )
-    assert asked > len(ROUTES)
+    assert lookup_count > len(ROUTES)
     assert not places, places[0]

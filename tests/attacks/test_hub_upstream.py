@@ -179,7 +179,7 @@ def test_bodies_that_drip_do_not_keep_the_threads_that_pass_files_on(
     monkeypatch.setattr(model_client, "RATE_SECONDS", 0.2)
     monkeypatch.setattr(models, "_THREADS", 2)
     with faulty_hub(b"x" * 1_000_000) as upstream, ThreadPoolExecutor(4) as pool:
-        upstream.drips, upstream.ranges, upstream.others = True, ranges, {"fast.bin": b"fast" * 1000}
+        upstream.drips, upstream.ranges, upstream.other_files = True, ranges, {"fast.bin": b"fast" * 1000}
         with hub_of(tmp_path, upstream.url, max_bytes=1) as hub:
             slow = [pool.submit(body_until_cut, hub.url, FILE, "bytes=900000-") for _ in range(4)]
             assert all(len(answer.result()) < 100_000 for answer in slow)
@@ -222,8 +222,8 @@ def test_a_model_that_lists_a_file_with_a_wrong_size_denies_nobody_the_right_one
         sending, sha256 = Sending(hub.url), hashlib.sha256(data).hexdigest()
 
         def entry(size: int) -> dict[str, Any]:
-            more = {"lfs": {"sha256": sha256, "size": size, "pointerSize": 1}} if lfs else {}
-            return {"rfilename": PATH, "size": size, "blobId": digest, **more}
+            lfs_fields = {"lfs": {"sha256": sha256, "size": size, "pointerSize": 1}} if lfs else {}
+            return {"rfilename": PATH, "size": size, "blobId": digest, **lfs_fields}
 
         liar.extra = {"siblings": [entry(len(data) + lie)], "sha": "a" * 40}
         assert sending.ask("GET", f"/{NAME}/resolve/{'a' * 40}/{PATH}").status in (400, 503)

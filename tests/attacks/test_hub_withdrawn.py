@@ -59,20 +59,20 @@ def values(hub: Running) -> dict[str, list[str]]:
 
 def paths(hub: Running) -> set[str]:
     """The paths of all routes that are read, with every such value."""
-    found: set[str] = set()
-    given = values(hub)
+    expanded: set[str] = set()
+    values_by_name = values(hub)
     for route in ROUTES:
         if isinstance(route, Route) and "GET" in (route.methods or ()) and "{" in route.path:
             variants = [re.sub(r":[a-z]+}", "}", route.path)]
             for key in route.param_convertors:
-                variants = [variant.replace(f"{{{key}}}", value) for variant in variants for value in given[key]]
-            found.update(variants)
-    return found
+                variants = [variant.replace(f"{{{key}}}", value) for variant in variants for value in values_by_name[key]]
+            expanded.update(variants)
+    return expanded
 
 
 def routes_to_the_secret(hub: Running, token: str) -> set[str]:
     """The requests whose answers have the secret, or an address of it."""
-    found: set[str] = set()
+    leaking_routes: set[str] = set()
     batch: dict[str, Any] = {"operation": "download", "objects": [{"oid": SHA, "size": len(SECRET)}]}
     with requests.Session() as session:
         session.headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -80,16 +80,16 @@ def routes_to_the_secret(hub: Running, token: str) -> set[str]:
             answer = session.get(hub.url + path, allow_redirects=False, timeout=60)
             assert answer.status_code < 500 or answer.status_code == 501, path
             if SECRET in answer.content or SECRET.decode().strip() in answer.text:
-                found.add(path)
+                leaking_routes.add(path)
         for name in ("sql", "sql.v1"):
             answer = session.post(f"{hub.url}/team/{name}.git/info/lfs/objects/batch", json=batch, timeout=60)
             if '"href"' in answer.text:
-                found.add(f"batch of {name}")
+                leaking_routes.add(f"batch of {name}")
         if token:
             mount = f"{hub.url}/v2/other/new/blobs/uploads/?mount=sha256:{SHA}&from=team/sql"
             if session.post(mount, timeout=60).status_code == 201:
-                found.add("mount")
-    return found
+                leaking_routes.add("mount")
+    return leaking_routes
 
 
 def test_a_withdrawn_file_is_handed_out_by_no_route(hub: Running) -> None:
@@ -99,4 +99,6 @@ def test_a_withdrawn_file_is_handed_out_by_no_route(hub: Running) -> None:
     assert len(before) > 10, before
     answer = owner.request("PUT", "/api/adapterhub/v1/names/team/sql/versions/v1/withdrawal", json={"message": "leaked"})
     assert answer.status_code == 200, answer.text
-    assert {who: routes_to_the_secret(hub, token) for who, token in everybody.items()} == {who: set() for who in everybody}
+    assert {account: routes_to_the_secret(hub, token) for account, token in everybody.items()} == {
+        account: set() for account in everybody
+    }

@@ -52,11 +52,11 @@ def link(path: Path, target: Path) -> None:
     path.symlink_to(os.path.relpath(target, path.parent))
 
 
-def refused(done: subprocess.CompletedProcess[str], path: Path | str) -> None:
+def refused(result: subprocess.CompletedProcess[str], path: Path | str) -> None:
     """One line on stderr that names the link."""
-    assert [line for line in done.stderr.splitlines() if not line.startswith("warning")] == done.stderr.splitlines()[-1:]
-    assert str(path) in done.stderr
-    assert "a link" in done.stderr
+    assert [line for line in result.stderr.splitlines() if not line.startswith("warning")] == result.stderr.splitlines()[-1:]
+    assert str(path) in result.stderr
+    assert "a link" in result.stderr
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

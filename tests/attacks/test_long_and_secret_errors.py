@@ -50,25 +50,25 @@ def test_the_lines_of_an_error_have_a_limit() -> None:
 # ---- secret
 
 
-@pytest.mark.parametrize("how", ["password", "upper case", "token of a service"])
-def test_no_error_names_a_host_that_was_made_of_a_credential(run: Run, tmp_path: Path, web: Web, how: str) -> None:
+@pytest.mark.parametrize("secret_kind", ["password", "upper case", "token of a service"])
+def test_no_error_names_a_host_that_was_made_of_a_credential(run: Run, tmp_path: Path, web: Web, secret_kind: str) -> None:
     host = f"127.0.0.1:{web.server_address[1]}"
-    given = {"password": PASSWORD, "upper case": PASSWORD.upper(), "token of a service": "abcdef0123456789"}[how]
-    challenge = f'Bearer realm="{web.url}/token",service="x"' if how == "token of a service" else 'Basic realm="x"'
+    secret = {"password": PASSWORD, "upper case": PASSWORD.upper(), "token of a service": "abcdef0123456789"}[secret_kind]
+    challenge = f'Bearer realm="{web.url}/token",service="x"' if secret_kind == "token of a service" else 'Basic realm="x"'
     web.rules["/token"] = lambda to: to.send(200, b'{"token": "abcdef0123456789"}')
 
     def manifest(to: Handler) -> None:
         if "authorization" not in {name.lower() for name in to.headers}:
             to.send(401, **{"WWW-Authenticate": challenge})
         else:
-            to.send(307, Location=f"http://{given}.evil.example/x")
+            to.send(307, Location=f"http://{secret}.evil.example/x")
 
     web.rules["/v2/team/sql/manifests/latest"] = manifest
     result = run(
         "pull", f"oci://{host}/team/sql", "-o", "out", env=docker(tmp_path, {"auths": {host: {"auth": BASIC}}}), code=5
     )
     one_line(result, "a host whose name contains a password or token")
-    assert given.lower() not in result.stderr.lower()
+    assert secret.lower() not in result.stderr.lower()
 
 
 @pytest.mark.parametrize("command", ["pull", "validate"])

@@ -94,11 +94,11 @@ def test_checks_report_what_is_not_true_of_the_weights(lying: Path, run: Run, tm
 def test_a_document_that_is_both_a_manifest_and_an_index_is_refused(make: Make) -> None:
     manifest = oci_manifest.build(make())
     document = json.loads(manifest.raw)
-    for more in ({"manifests": []}, {"manifests": [{"digest": manifest.digest}]}):
+    for extra in ({"manifests": []}, {"manifests": [{"digest": manifest.digest}]}):
         for kind in ({}, {"mediaType": oci_manifest.MANIFEST_TYPE}):
-            both = {key: value for key, value in document.items() if key != "mediaType"} | more | kind
+            ambiguous = {key: value for key, value in document.items() if key != "mediaType"} | extra | kind
             with pytest.raises(FormatError, match="both an image manifest, with layers, and an image index"):
-                oci_manifest.parse(json.dumps(both).encode(), "x")
+                oci_manifest.parse(json.dumps(ambiguous).encode(), "x")
 
 
 def test_an_index_with_layers_is_refused(make: Make, run: Run, tmp_path: Path) -> None:

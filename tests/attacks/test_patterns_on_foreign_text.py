@@ -81,8 +81,8 @@ def test_the_readme_of_a_base_that_is_merged_into(command: Run, tmp_path: Path) 
 @pytest.mark.parametrize("line", [f"lora_r:{' ' * N}x", f"{' ' * N}x", f"lora_r: {'8 #' * (N // 3)}", "a" * N])
 def test_the_options_that_a_trainer_leaves(tmp_path: Path, line: str) -> None:
     (tmp_path / "hyperparameters.yaml").write_text(f"{line}\nlora_alpha: 16 # twice r\n")
-    found = fused_layers.scalars(tmp_path / "hyperparameters.yaml")
-    assert fused_layers.numbers(found, alpha="lora_alpha") == {"alpha": 16.0}
+    options = fused_layers.scalars(tmp_path / "hyperparameters.yaml")
+    assert fused_layers.numbers(options, alpha="lora_alpha") == {"alpha": 16.0}
 
 
 @pytest.mark.parametrize("pattern", ["(" * 160 + "a" + ")+" * 160, "(" * 499 + "a" + ")" * 499, "(a|a)*" * 160 + "é"])
@@ -102,9 +102,9 @@ def test_patterns_of_a_config(command: Run, tmp_path: Path, key: str, pattern: s
 
 
 def test_nesting_beyond_what_can_be_compiled_is_refused_anywhere() -> None:
-    def deep(left: int) -> None:
-        if left:
-            deep(left - 1)
+    def deep(depth: int) -> None:
+        if depth:
+            deep(depth - 1)
         else:
             peft_patterns.fullmatch("(" * 480 + "é" + ")" * 480, "é", "x")
 
@@ -187,9 +187,9 @@ def test_a_hub_with_such_a_card_does_not_end_the_registry_it_is_copied_to(comman
     command("init")
     folder = adapter(tmp_path / "a", pairs(2))
     (folder / "README.md").write_text(READMES["a comment far away"])
-    found = {path.name: File(path.read_bytes()) for path in folder.iterdir()}
+    files = {path.name: File(path.read_bytes()) for path in folder.iterdir()}
     repo = hub.repos["evil/a"] = Repo()
-    repo.branches["main"] = repo.add(found, "one", None)
+    repo.branches["main"] = repo.add(files, "one", None)
     command("copy", f"hub+{hub.url}/evil/a", "team/a")
     assert "team/a" in command("list").stdout
     command("fsck")

@@ -61,11 +61,11 @@ def two_faced(web: Web, place: Path, tmp_path: Path) -> Callable[[int], str]:
 
     def call(good_times: int) -> str:
         good, bad = (serve(web, tmp_path / f"{name}-files")[0] for name in ("good", "bad"))
-        asked: list[bool] = []
+        requests: list[bool] = []
 
         def manifest(to: Handler) -> None:
-            raw = good if len(asked) < good_times else bad
-            asked.append(to.command == "GET")
+            raw = good if len(requests) < good_times else bad
+            requests.append(to.command == "GET")
             to.send(200, raw, **{"Content-Type": MANIFEST_TYPE})
 
         web.rules["/v2/team/sql/manifests/latest"] = manifest
@@ -103,8 +103,8 @@ def test_a_version_by_its_digest_is_asked_as_well(run: Run, place: Path, web: We
     at = ("--registry", tmp_path / "r")
     address = f"oci://{web.url[7:]}/team/sql@{digest}"
     lock = {"ref": address, "source": address, "digest": digest, "size": 1, "base": {}}
-    here = {**lock, "ref": "team/bad", "source": "registry"}
-    (place / "adapters.lock").write_text(json.dumps({"version": 1, "adapters": {"team/sql": lock, "team/bad": here}}))
+    bad_lock = {**lock, "ref": "team/bad", "source": "registry"}
+    (place / "adapters.lock").write_text(json.dumps({"version": 1, "adapters": {"team/sql": lock, "team/bad": bad_lock}}))
     env = {"ADAPTERHUB_ALLOW_HOSTS": web.url}
     for words in (
         ["pull", address, "-o", "out"],

@@ -63,8 +63,8 @@ def test_incomplete_files_are_not_kept_where_others_can_write(tmp_path: Path) ->
     waiting.chmod(0o777)
     with pytest.raises(LocalIOError) as error:
         adapter_folders._make_scratch(waiting)
-    what = "is not a folder, or others own it or can write to it"
-    assert str(error.value) == f"{waiting}: {what}. Remove it, or write to another folder"
+    reason = "is not a folder, or others own it or can write to it"
+    assert str(error.value) == f"{waiting}: {reason}. Remove it, or write to another folder"
     waiting.chmod(0o700)
     adapter_folders._make_scratch(waiting)
     (waiting / "x.part").write_text("")
@@ -99,10 +99,10 @@ def test_leftovers_of_killed_runs_go_when_they_are_old_and_nothing_behind_links_
 def test_a_folder_is_locked_once_and_not_through_a_link(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    held = atomic.lock_folder(folder)
-    assert held is not None
+    lock = atomic.lock_folder(folder)
+    assert lock is not None
     assert atomic.lock_folder(folder) is None
-    os.close(held)
+    os.close(lock)
     (tmp_path / "link").symlink_to(folder)
     assert atomic.lock_folder(tmp_path / "link") is None
 
@@ -115,7 +115,7 @@ def test_no_operation_follows_a_link_and_each_names_it(tmp_path: Path) -> None:
     (root / "real" / "file").write_text("x")
     (root / "link").symlink_to(outside)
     files = ConfinedFiles(root)
-    behind, here = root / "link" / "file", root / "real" / "file"
+    behind, real_file = root / "link" / "file", root / "real" / "file"
     for attempt in (
         lambda: files.open(behind),
         lambda: files.create(root / "link" / "new"),
@@ -125,9 +125,9 @@ def test_no_operation_follows_a_link_and_each_names_it(tmp_path: Path) -> None:
         lambda: files.list_subfolders(root),
         lambda: files.make_dir(root / "link" / "new"),
         lambda: files.touch(behind),
-        lambda: files.move(here, root / "link" / "new"),
+        lambda: files.move(real_file, root / "link" / "new"),
         lambda: files.move(behind, root / "real" / "new"),
-        lambda: files.link(here, root / "link" / "new"),
+        lambda: files.link(real_file, root / "link" / "new"),
         lambda: files.remove(behind),
         lambda: files.remove_tree(behind),
     ):

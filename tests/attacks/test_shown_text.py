@@ -34,13 +34,13 @@ ACTIONS = {"GITHUB_ACTIONS": "true"}
 
 def raw(text: str, *, annotations: bool = False) -> list[str]:
     """The lines of an output in which something of a stranger's came out raw."""
-    found = []
+    raw_lines = []
     for line in text.split("\n"):
         ours = annotations and line.startswith(("::error file=", "::warning file=", "::notice file="))
         command = "##[" in line or "##vso[" in line or (line.lstrip().startswith("::") and not ours)
         if command or display.has_invisible(line):
-            found.append(line)
-    return found
+            raw_lines.append(line)
+    return raw_lines
 
 
 @pytest.fixture
@@ -192,8 +192,8 @@ def test_markdown_of_others_is_text(text: str) -> None:
     need_module("markdown_it")
     from markdown_it import MarkdownIt
 
-    shown = MarkdownIt("commonmark", {"html": True}).render(f"x {display.markdown(text)} y")
-    root = ET.fromstring(shown)
+    html = MarkdownIt("commonmark", {"html": True}).render(f"x {display.markdown(text)} y")
+    root = ET.fromstring(html)
     assert (len(root), root.text) == (0, f"x {text} y")
 
 
@@ -257,8 +257,8 @@ def test_modules_that_make_no_table_are_listed_instead() -> None:
     from adapterhub.analysis import norms
 
     cells = {f"m.{n}.k{n}": 1.0 for n in range(2000)}
-    found = norms._arrange(cells, {}, relative=False)
-    assert (found.layers, len(found.others)) == ((), 2000)
+    arrangement = norms._arrange(cells, {}, relative=False)
+    assert (arrangement.layers, len(arrangement.others)) == ((), 2000)
 
 
 def test_a_picture_shows_a_formula_in_a_name_as_its_letters(run: Run, tmp_path: Path) -> None:

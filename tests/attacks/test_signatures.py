@@ -126,9 +126,9 @@ def test_a_small_signature_is_read_whatever_else_is_attached() -> None:
         raise IntegrityError("x", "other bytes")
 
     large = [(bundle.MAX_BUNDLE, lambda: b"large")] * 500
-    found = read_bounded([*large, (10, lying), (1000, lambda: b"real"), *large])
-    assert found[0] == b"real"
-    assert len(found) == 16  # 64 MiB of them
+    signatures = read_bounded([*large, (10, lying), (1000, lambda: b"real"), *large])
+    assert signatures[0] == b"real"
+    assert len(signatures) == 16  # 64 MiB of them
     crowd = [(65_000, lambda: b"crowd")] * (MAX_SIGNATURES - 1)
     assert b"real" in read_bounded([*crowd, (64 << 10, lambda: b"real")])
 
@@ -152,14 +152,14 @@ def test_what_came_along_leaves_room_for_the_signature_of_the_user_and_for_one_t
     strangers = keys.read_private(keys.generate(tmp_path / "stranger", keys.ED25519)[0])
     policy = Policy("p", signers=(("team/*", (pair[1],)),))
     with Registry.open(tmp_path / "xdg" / "adapterhub") as registry:
-        made, store = registry.oci_manifest(registry.resolve(Ref("team/sql"))), registry.store
-        files = signature_policy.signed_files(made)
+        manifest, store = registry.oci_manifest(registry.resolve(Ref("team/sql"))), registry.store
+        files = signature_policy.signed_files(manifest)
         crowd = [bundle.sign(Statement(f"team/sql{n}", files), strangers) for n in range(5)]
-        signature_policy.store_signatures(store, made, crowd)
-        assert len(signature_policy.all_signatures(store, made, ())) == 3
+        signature_policy.store_signatures(store, manifest, crowd)
+        assert len(signature_policy.all_signatures(store, manifest, ())) == 3
         required = bundle.sign(Statement("team/sql", files), keys.read_private(pair[0]))
-        signature_policy.store_signatures(store, made, [required], policy, "team/sql")
-        assert required in signature_policy.all_signatures(store, made, ())
+        signature_policy.store_signatures(store, manifest, [required], policy, "team/sql")
+        assert required in signature_policy.all_signatures(store, manifest, ())
     keys.generate(tmp_path / "mine")
     run("sign", "team/sql", "--key", "mine.key")
     run("verify", "team/sql", "--key", "mine.pub")
@@ -172,15 +172,15 @@ def test_an_attachment_that_lies_about_its_file_does_no_harm(
     run("push", make("sql"), place)
     run("sign", place, "--key", pair[0])
     with ah.Workspace(registry=tmp_path).connect(parse(place)) as remote:
-        manifest, there = remote.manifest("v1"), remote.as_referring_target()
-        assert there is not None
-        (good,) = referrers.referrers(there, manifest.digest)
-        document = json.loads(there.read_document(good.digest))
+        manifest, target = remote.manifest("v1"), remote.as_referring_target()
+        assert target is not None
+        (good,) = referrers.referrers(target, manifest.digest)
+        document = json.loads(target.read_document(good.digest))
         for layer in ({"size": 1}, {"digest": "sha256:" + "a" * 64}):
             lying = {**document, "layers": [{**document["layers"][0], **layer}]}
             raw = json.dumps(lying).encode()
-            referrers._put_referrer(there, raw, manifest.digest)
-        assert len(referrers.referrers(there, manifest.digest)) == 3
+            referrers._put_referrer(target, raw, manifest.digest)
+        assert len(referrers.referrers(target, manifest.digest)) == 3
     run("pull", place, "-o", "out", "--require-signature", "--key", pair[1])
 
 
@@ -254,10 +254,10 @@ def test_one_good_signature_among_bad_ones_is_enough(run: Run, make: Make, pair:
 
 
 def test_a_private_key_is_its_owners_alone_and_in_no_output(started: Run, make: Make, tmp_path: Path) -> None:
-    made = [started("key", "generate", "k", "--json"), started("sign", make("sql"), "--key", "k.key", "--json")]
+    results = [started("key", "generate", "k", "--json"), started("sign", make("sql"), "--key", "k.key", "--json")]
     assert stat.S_IMODE((tmp_path / "k.key").stat().st_mode) == 0o600
     secret = (tmp_path / "k.key").read_text().splitlines()[1]
-    assert all(secret not in result.stdout + result.stderr for result in made)
+    assert all(secret not in result.stdout + result.stderr for result in results)
     assert "exists" in started("key", "generate", "k", code=2).stderr
     (tmp_path / "k.key").chmod(0o644)
     result = started("sign", "sql", "--key", "k.key", code=8)

@@ -44,8 +44,8 @@ def registry(tmp_path: Path, make: Make, run: Run) -> Path:
 def test_no_command_waits_for_a_pipe_in_an_adapter(run: Run, make: Make, registry: Path, command: str, name: str) -> None:
     adapter = make("piped")
     pipe(adapter / name)
-    more = {"push": ("team/new",), "convert": (registry / "out", "--to", "mlx")}.get(command, ())
-    result = run(*command.split(), adapter, *more, cwd=registry, code=None)
+    extra_arguments = {"push": ("team/new",), "convert": (registry / "out", "--to", "mlx")}.get(command, ())
+    result = run(*command.split(), adapter, *extra_arguments, cwd=registry, code=None)
     assert result.returncode in (0, 1, 3, 4, 6)
     if command == "push":
         assert result.returncode == 6

@@ -26,18 +26,18 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_a_download_brings_what_the_model_needs_and_nothing_that_runs(hub: Hub, tmp_path: Path) -> None:
     base(tmp_path / "made")
-    more = {
+    extra_files = {
         "pytorch_model.bin": b"\x80", "modeling.py": b"import os", "tokenizer.json": b"{}", "chat_template.jinja": b"x",
         "consolidated.safetensors": b"more", "onnx/model.onnx": b"x", "README.md": b"# tiny",
     }  # fmt: skip
-    commit = publish(hub, "org/tiny", files_of(tmp_path / "made") | more)
-    seen: list[tuple[int, int]] = []
-    workspace = named(tmp_path / "hub", hub).with_progress(lambda done, total: seen.append((done, total)))
+    commit = publish(hub, "org/tiny", files_of(tmp_path / "made") | extra_files)
+    reports: list[tuple[int, int]] = []
+    workspace = named(tmp_path / "hub", hub).with_progress(lambda bytes_done, total: reports.append((bytes_done, total)))
     weights = base_sources.weights("hf://org/tiny", workspace)
     expected = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
     assert {file.name for file in weights.iterdir()} == expected
     assert weights.name == commit
-    assert seen[-1][0] == seen[-1][1] > 0
+    assert reports[-1][0] == reports[-1][1] > 0
     assert base_sources.weights("org/tiny", named(tmp_path / "hub")) == weights
 
 
@@ -56,8 +56,8 @@ def test_bytes_that_are_not_those_that_the_hub_names_are_refused(hub: Hub, tmp_p
     publish(hub, "org/tiny", files)
     digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
     hub.large[digest] = bytes(len(files["model.safetensors"]))
-    what = f"its bytes do not match sha256:{digest}, the digest that the hub lists. Delete it, and try again"
-    with pytest.raises(IntegrityError, match=what):
+    reason = f"its bytes do not match sha256:{digest}, the digest that the hub lists. Delete it, and try again"
+    with pytest.raises(IntegrityError, match=reason):
         base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub))
     hub.large[digest] = files["model.safetensors"]
     shutil.rmtree(tmp_path / "hub")
@@ -114,9 +114,9 @@ def test_a_model_without_weights_to_choose_is_refused(
 
 def test_one_gguf_file_of_several_is_downloaded_alone(hub: Hub, tmp_path: Path) -> None:
     publish(hub, "org/tiny", {"a.gguf": b"GGUF a", "b.gguf": b"GGUF b"})
-    found = hub_download.download(HubPath.parse("hf://org/tiny/b.gguf"), Address(hub.url), tmp_path / "hub")
-    assert found.read_bytes() == b"GGUF b"
-    assert [file.name for file in found.parent.iterdir()] == ["b.gguf"]
+    path = hub_download.download(HubPath.parse("hf://org/tiny/b.gguf"), Address(hub.url), tmp_path / "hub")
+    assert path.read_bytes() == b"GGUF b"
+    assert [file.name for file in path.parent.iterdir()] == ["b.gguf"]
 
 
 def test_a_merge_downloads_the_base_that_its_address_names(run: Run, hub: Hub, tmp_path: Path) -> None:

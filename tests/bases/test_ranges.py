@@ -47,11 +47,11 @@ def test_any_reads_of_a_file_are_those_of_its_bytes(
 
 def times(count: int, first: Callable[[Handler], None], data: bytes) -> Callable[[Handler], None]:
     """`first` so many times, then the file."""
-    left = [count]
+    failures_left = [count]
 
     def rule(to: Handler) -> None:
-        left[0] -= 1
-        if left[0] >= 0:
+        failures_left[0] -= 1
+        if failures_left[0] >= 0:
             first(to)
         else:
             to.file(data)
@@ -101,11 +101,11 @@ def test_distant_parts_are_not_read_from_a_server_without_ranges(web: Web, tmp_p
 
 def lying(data: bytes, **changes: Any) -> Callable[[Handler], None]:
     """Answers of 206 with these headers and five bytes, or `body`; the file itself to the first request if `later`."""
-    seen = [0]
+    request_count = [0]
 
     def rule(to: Handler) -> None:
-        seen[0] += 1
-        if changes.get("later") and seen[0] == 1:
+        request_count[0] += 1
+        if changes.get("later") and request_count[0] == 1:
             to.file(data)
             return
         headers = {key.replace("_", "-"): value for key, value in changes.items() if key not in ("later", "body")}

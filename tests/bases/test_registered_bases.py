@@ -27,8 +27,8 @@ from tests.support.web_server import COMMIT, FakeHub, Web
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.init(tmp_path / "registry") as found:
-        yield found
+    with Registry.init(tmp_path / "registry") as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def spec(tmp_path: Path) -> BaseSpec:
     return dataclasses.replace(base(tmp_path / "base"), repo="org/model", revision=COMMIT)
 
 
-def same(one: BaseSpec, other: BaseSpec) -> None:
+def same(first: BaseSpec, second: BaseSpec) -> None:
     for field in dataclasses.fields(BaseSpec):
         if field.name not in ("source", "folder", "fetched", "names"):
-            assert getattr(one, field.name) == getattr(other, field.name), field.name
-    assert one.fingerprint == other.fingerprint
+            assert getattr(first, field.name) == getattr(second, field.name), field.name
+    assert first.fingerprint == second.fingerprint
 
 
 def errors(registry: Registry) -> Findings:
@@ -49,10 +49,10 @@ def errors(registry: Registry) -> Findings:
 
 def test_what_comes_back_is_what_was_added(registry: Registry, spec: BaseSpec) -> None:
     added = registered_bases.add(registry, "tiny", spec, source="/there")
-    found = registered_bases.get(registry, "tiny")
-    assert (added.new, found.new, found.digest) == (True, False, added.digest)
-    same(found.spec, spec)
-    assert (found.spec.source, found.spec.folder, found.document.source) == ("tiny", None, "/there")
+    registered = registered_bases.get(registry, "tiny")
+    assert (added.new, registered.new, registered.digest) == (True, False, added.digest)
+    same(registered.spec, spec)
+    assert (registered.spec.source, registered.spec.folder, registered.document.source) == ("tiny", None, "/there")
     assert registered_bases.names(registry) == ["tiny"]
     assert fsck(registry) == []
 
@@ -69,11 +69,11 @@ numbers = st.integers(0, 2**62)
     st.booleans(),
 )
 def test_any_base_survives_its_document(tensors: Any, config: Any, text: str | None, tied: bool) -> None:
-    made = BaseSpec("x", "hf", "A", "a", config, tensors, tied, text, text, text, text, text, size=5, notes=("n",))
-    raw = BaseDocument(made, "y").dump()
+    built = BaseSpec("x", "hf", "A", "a", config, tensors, tied, text, text, text, text, text, size=5, notes=("n",))
+    raw = BaseDocument(built, "y").dump()
     document = BaseDocument.parse(raw, "x")
-    found = document.spec
-    same(found, made)
+    parsed = document.spec
+    same(parsed, built)
     assert document.dump() == raw
 
 
@@ -104,9 +104,13 @@ def test_a_name_means_one_base(registry: Registry, spec: BaseSpec, tmp_path: Pat
     again = registered_bases.add(registry, "tiny", spec, source="b")
     assert (again.new, again.digest) == (False, first.digest)
     deeper = base(tmp_path / "deeper", 3)
-    for other in (deeper, dataclasses.replace(spec, revision="f" * 40), dataclasses.replace(spec, config={"rope_theta": 5e5})):
+    for other_spec in (
+        deeper,
+        dataclasses.replace(spec, revision="f" * 40),
+        dataclasses.replace(spec, config={"rope_theta": 5e5}),
+    ):
         with pytest.raises(ConflictError, match=r"tiny: is another base.*Choose another name, or replace it") as caught:
-            registered_bases.add(registry, "tiny", other, source="c")
+            registered_bases.add(registry, "tiny", other_spec, source="c")
         assert caught.value.code == "base-name-taken"
     same(registered_bases.get(registry, "tiny").spec, spec)
     assert registered_bases.add(registry, "tiny", deeper, source="c", force=True).new
@@ -137,25 +141,25 @@ def test_what_is_no_name_of_a_base(registry: Registry, spec: BaseSpec, name: str
 
 
 def test_of_two_writers_one_gets_a_conflict(registry: Registry, spec: BaseSpec, tmp_path: Path) -> None:
-    others = [dataclasses.replace(spec, revision=f"{n}" * 40) for n in range(8)]
+    other_specs = [dataclasses.replace(spec, revision=f"{n}" * 40) for n in range(8)]
 
-    def add(other: BaseSpec) -> bool:
+    def add(other_spec: BaseSpec) -> bool:
         with Registry.open(tmp_path / "registry") as mine:
             try:
-                return registered_bases.add(mine, "tiny", other, source="a").new
+                return registered_bases.add(mine, "tiny", other_spec, source="a").new
             except ConflictError:
                 return False
 
     with ThreadPoolExecutor(4) as pool:
-        won = list(pool.map(add, others))
+        won = list(pool.map(add, other_specs))
     assert won.count(True) == 1
-    same(registered_bases.get(registry, "tiny").spec, others[won.index(True)])
+    same(registered_bases.get(registry, "tiny").spec, other_specs[won.index(True)])
     assert errors(registry) == []
 
 
 def test_fsck_sees_what_happens_to_a_base(registry: Registry, spec: BaseSpec) -> None:
-    found = registered_bases.add(registry, "tiny", spec, source="a")
-    blob = registry.store.blob_path(found.digest)
+    registered = registered_bases.add(registry, "tiny", spec, source="a")
+    blob = registry.store.blob_path(registered.digest)
     raw = blob.read_bytes()
     blob.unlink()
     assert [(finding.code, finding.where) for finding in errors(registry)] == [("missing", "base:tiny")]
@@ -163,7 +167,7 @@ def test_fsck_sees_what_happens_to_a_base(registry: Registry, spec: BaseSpec) ->
     blob.write_bytes(raw[:-1] + b"?")
     assert {finding.code for finding in errors(registry)} == {"flipped", "damaged"}
     blob.unlink()
-    assert registered_bases.add(registry, "tiny", spec, source="a", force=True).digest == found.digest
+    assert registered_bases.add(registry, "tiny", spec, source="a", force=True).digest == registered.digest
     assert errors(registry) == []
     registered_bases.remove(registry, "tiny")
     first = registry.store.root / "bases/tiny/00000001.json"
@@ -183,9 +187,9 @@ def document(run: Run, *args: object, **options: Any) -> Any:
 
 @pytest.mark.parametrize("damage", ["lost", "flipped", "log"])
 def test_one_base_that_cannot_be_read_hides_no_other(run: Run, registry: Registry, spec: BaseSpec, damage: str) -> None:
-    found = registered_bases.add(registry, "bad", spec, source="a")
+    registered = registered_bases.add(registry, "bad", spec, source="a")
     registered_bases.add(registry, "good", dataclasses.replace(spec, repo="org/other"), source="b")
-    path = registry.store.root / "bases/bad/00000001.json" if damage == "log" else registry.store.blob_path(found.digest)
+    path = registry.store.root / "bases/bad/00000001.json" if damage == "log" else registry.store.blob_path(registered.digest)
     if damage == "lost":
         path.unlink()
     else:
@@ -208,8 +212,8 @@ def test_the_life_of_a_name(run: Run, tmp_path: Path) -> None:
     assert document(run, "base", "add", "tiny", "base")["new"] is False
     assert [item["name"] for item in document(run, "base", "list")["bases"]] == ["tiny"]
     assert spec.fingerprint in run("base", "list").stdout
-    shown = document(run, "base", "show", "tiny")
-    assert shown["tensors"]["model.norm.weight"] == {"dtype": "F32", "shape": [8]}
+    shown_base = document(run, "base", "show", "tiny")
+    assert shown_base["tensors"]["model.norm.weight"] == {"dtype": "F32", "shape": [8]}
     assert "LlamaForCausalLM" in run("base", "show", "tiny").stdout
     for name in ("model.safetensors", "config.json"):
         (tmp_path / "base" / name).unlink()
@@ -255,9 +259,9 @@ def test_a_model_of_a_hub_under_a_name_needs_no_network_again(run: Run, tmp_path
         FakeHub(web, storage).publish("org/model", tmp_path / "m")
         result = run("base", "add", "m2", "hf://org/model", env={"HF_ENDPOINT": web.url})
         assert "by range" in result.stderr
-        seen = len(web.requests)
+        request_count = len(web.requests)
         assert document(run, "base", "show", "hf://org/model", env={"HF_ENDPOINT": web.url})["revision"] == COMMIT
-        assert len(web.requests) > seen
+        assert len(web.requests) > request_count
     run("push", "sql", "team/sql", "--base", "m2")
     assert document(run, "show", "team/sql")["manifest"]["base"]["revision"] == COMMIT
 

@@ -69,12 +69,12 @@ def gguf(folder: Path, count: int = 1) -> Path:
     return folder / name
 
 
-def same(one: BaseSpec, other: BaseSpec, *but: str) -> None:
+def same(first: BaseSpec, second: BaseSpec, *but: str) -> None:
     """Whether they say the same of the model, wherever it lies."""
     apart = {"source", "fetched", "folder", *but}
     for field in dataclasses.fields(BaseSpec):
         if field.name not in apart:
-            assert getattr(one, field.name) == getattr(other, field.name), field.name
+            assert getattr(first, field.name) == getattr(second, field.name), field.name
 
 
 def read(url: str, hub: Hub | None = None) -> BaseSpec:
@@ -173,8 +173,8 @@ def test_a_file_a_folder_and_a_revision_on_a_hub(web: Web, storage: Web, tmp_pat
 
 
 def test_a_gguf_keeps_the_name_of_the_model_it_was_made_of(web: Web, storage: Web, tmp_path: Path) -> None:
-    of = {"general.source.repo_url": gguf_types.string_value("https://huggingface.co/org/model")}
-    gguf_output.write(tmp_path / "m.gguf", {"general.architecture": gguf_types.string_value("llama"), **of}, {})
+    source_url = {"general.source.repo_url": gguf_types.string_value("https://huggingface.co/org/model")}
+    gguf_output.write(tmp_path / "m.gguf", {"general.architecture": gguf_types.string_value("llama"), **source_url}, {})
     FakeHub(web, storage).publish("others/model-GGUF", tmp_path)
     spec = read("hf://others/model-GGUF/m.gguf", Hub(web.url))
     assert (spec.repo, spec.revision) == ("org/model", None)
@@ -197,8 +197,8 @@ def test_the_hub_of_these_tests_is_one_for_huggingface_hub(
     assert {file.rfilename: file.size for file in info.siblings} == {
         path.name: path.stat().st_size for path in folder.iterdir()
     }
-    found = api.hf_hub_download("org/model", "model.safetensors", revision=info.sha, cache_dir=tmp_path / "cache")
-    assert Path(found).read_bytes() == (folder / "model.safetensors").read_bytes()
+    path = api.hf_hub_download("org/model", "model.safetensors", revision=info.sha, cache_dir=tmp_path / "cache")
+    assert Path(path).read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 # ---- servers that err
@@ -330,8 +330,8 @@ def test_offline_means_offline(run: Run, web: Web, tmp_path: Path) -> None:
 def test_a_token_that_cannot_be_one_is_not_sent_and_not_shown(run: Run, web: Web, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     report = validate(run, web, "hf://org/model", code=2, HF_TOKEN="hf_größe")
-    what = "the token has characters that no token has. Copy it again, or log in with `hf auth login`"
-    assert report.stderr == f"error: HF_TOKEN: {what}  [invalid-usage]\n"
+    reason = "the token has characters that no token has. Copy it again, or log in with `hf auth login`"
+    assert report.stderr == f"error: HF_TOKEN: {reason}  [invalid-usage]\n"
     assert web.requests == []
 
 

@@ -14,7 +14,7 @@ from adapterhub_converters.bases import BaseTensor
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import convert
 from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
-from tests.checks.test_checks import each
+from tests.checks.test_checks import shapes_of
 from tests.support import folders
 from tests.support.folders import Shapes, adapter, base, pairs
 
@@ -28,8 +28,8 @@ EMBED = {"model.embed_tokens.lora_embedding_A": (2, 12), "model.embed_tokens.lor
         (pairs(2), {"use_rslora": True}),
         (pairs(2), {"alpha_pattern": {"layers.1.self_attn.q_proj": 3}}),
         ({**pairs(2, r=3), **pairs(1)}, {"rank_pattern": {"layers.1.self_attn.q_proj": 3}}),
-        (pairs(2) | each("lora_magnitude_vector"), {"use_dora": True}),
-        (pairs(2) | each("lora_B.bias"), {"lora_bias": True}),
+        (pairs(2) | shapes_of("lora_magnitude_vector"), {"use_dora": True}),
+        (pairs(2) | shapes_of("lora_B.bias"), {"lora_bias": True}),
         ({**pairs(2), **EMBED}, {"target_modules": ["q_proj", "embed_tokens"]}),
         ({**pairs(2), "model.norm.weight": (8,)}, {"modules_to_save": ["norm"]}),
         ({**pairs(2), "model.embed_tokens.weight": (12, 8)}, {"modules_to_save": ["embed_tokens"]}),
@@ -58,8 +58,8 @@ def test_a_verdict_that_needs_a_conversion_agrees_with_the_conversion(
 def test_sglang_fuses_an_up_projection_only_where_there_is_a_gate(tmp_path: Path, names: tuple[str, ...], verdict: str) -> None:
     folder = adapter(tmp_path / "a", pairs(2, module="model.layers.{}.mlp.up_proj"))
     spec = base(tmp_path / "b")
-    there = {f"model.layers.{n}.mlp.{name}.weight": BaseTensor((8, 8), "F32") for n in range(2) for name in names}
-    report = checks.check(folder, base=dataclasses.replace(spec, tensors={**spec.tensors, **there}))
+    mlp_tensors = {f"model.layers.{n}.mlp.{name}.weight": BaseTensor((8, 8), "F32") for n in range(2) for name in names}
+    report = checks.check(folder, base=dataclasses.replace(spec, tensors={**spec.tensors, **mlp_tensors}))
     assert report.verdicts["sglang"].verdict == verdict
 
 

@@ -57,6 +57,6 @@ def test_a_headless_base_of_another_size_does_not(tmp_path: Path) -> None:
 
 
 def test_a_base_of_one_layer_is_too_shallow_and_not_of_another_prefix(tmp_path: Path) -> None:
-    made = adapter(tmp_path / "a", pairs(2))
-    codes = {problem.code for problem in checks.check(made, base=base(tmp_path / "b", 1)).problems}
+    folder = adapter(tmp_path / "a", pairs(2))
+    codes = {problem.code for problem in checks.check(folder, base=base(tmp_path / "b", 1)).problems}
     assert codes == {"base-shallower"}

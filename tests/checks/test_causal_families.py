@@ -29,14 +29,14 @@ DIVIDED = {"deepseek_v4", "hrm_text", "lara_mini"}
 """Families whose modules transformers makes of parts of tensors, or renames throughout."""
 
 
-def made(cls: Any) -> Any:
+def small_model(cls: Any) -> Any:
     """A small model of a class; None if these numbers make none."""
     import torch
 
     numbers = {key: value for key, value in {**NUMBERS, **tiny.CONFIGS.get(cls.__name__, {})}.items() if value is not None}
     try:
         with torch.device("meta"):
-            if sum(one.numel() for one in cls(cls.config_class(**numbers)).parameters()) > MAX_PARAMETERS:
+            if sum(parameter.numel() for parameter in cls(cls.config_class(**numbers)).parameters()) > MAX_PARAMETERS:
                 return None
         return cls(cls.config_class(**numbers))
     except Exception:  # each class checks its numbers in its own way
@@ -68,21 +68,21 @@ def errors_of(families: slice, tmp_path: Path) -> dict[str, set[str]]:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
-    found: dict[str, set[str]] = {}
+    codes_by_family: dict[str, set[str]] = {}
     for family, name in [*CLASSES.items()][families]:
-        model = made(getattr(transformers, name if isinstance(name, str) else name[0], None))
+        model = small_model(getattr(transformers, name if isinstance(name, str) else name[0], None))
         if model is None:
             continue
         try:
             model.save_pretrained(tmp_path / "base")
             if trained(model, tmp_path / "adapter"):
                 report = checks.check(tmp_path / "adapter", base=read_base(tmp_path / "base"))
-                found[family] = {problem.code for problem in report.problems} & CODES
+                codes_by_family[family] = {problem.code for problem in report.problems} & CODES
         finally:
             for part in ("base", "adapter"):
                 shutil.rmtree(tmp_path / part, ignore_errors=True)
-    print(f"{len(found)} families")
-    return found
+    print(f"{len(codes_by_family)} families")
+    return codes_by_family
 
 
 @pytest.mark.parametrize(

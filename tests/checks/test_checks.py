@@ -35,7 +35,7 @@ def test_a_sound_adapter_on_its_base(tmp_path: Path) -> None:
     }
 
 
-def each(part: str) -> Shapes:
+def shapes_of(part: str) -> Shapes:
     """A vector for each of two modules."""
     return {f"model.layers.{n}.self_attn.q_proj.{part}": (8,) for n in (0, 1)}
 
@@ -66,7 +66,10 @@ def test_files_that_are_not_the_ones_adapter_json_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shapes", "config", "runtime", "verdict", "says"),
     [
-        (pairs(2) | each("lora_magnitude_vector"), {"use_dora": True}, "vllm", "refused", "vLLM does not yet support DoRA."),
+        (
+            pairs(2) | shapes_of("lora_magnitude_vector"), {"use_dora": True}, "vllm", "refused",
+            "vLLM does not yet support DoRA.",
+        ),
         ({**pairs(2), **EMBED}, {}, "llama.cpp", "crashes", "GGML_ASSERT"),
         ({**pairs(2), **EMBED}, {}, "peft", "applied", ""),
         (pairs(2, size=(16, 8)), {}, "llama.cpp", "refused", "has incorrect shape"),

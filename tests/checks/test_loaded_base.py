@@ -143,7 +143,7 @@ def trained(room: Path, number: int) -> Path:
     return folder
 
 
-def found(folder: Path, base: Path) -> set[str]:
+def codes_of(folder: Path, base: Path) -> set[str]:
     notes = {"unpinned", "base-name-differs", "local-base-name"}  # of every adapter here
     return {problem.code for problem in checks.check(folder, base=read_base(base)).problems} - notes
 
@@ -156,7 +156,7 @@ NUMBERS = pytest.mark.parametrize(
 @NUMBERS
 def test_no_false_alarm_on_the_right_base(room: Path, number: int) -> None:
     family, kind, _, _, notes = CASES[number]
-    assert found(trained(room, number), saved(room, family, kind)) == notes
+    assert codes_of(trained(room, number), saved(room, family, kind)) == notes
 
 
 @NUMBERS
@@ -164,14 +164,14 @@ def test_a_base_of_another_width_is_found(room: Path, number: int) -> None:
     family, kind, _, _, notes = CASES[number]
     width = next((key for key in WIDTHS if key in CONFIGS[family]), "text_config")
     wider = {**CONFIGS[family]["text_config"], "hidden_size": 64} if width == "text_config" else 64
-    assert found(trained(room, number), saved(room, family, kind, **{width: wider})) - notes == {"shape-mismatch"}
+    assert codes_of(trained(room, number), saved(room, family, kind, **{width: wider})) - notes == {"shape-mismatch"}
 
 
 @pytest.mark.parametrize(
     ("number", "family", "kind"), [(0, "Roberta", "ForMaskedLM"), (12, "Bart", "Model"), (22, "Bert", "Model")]
 )
 def test_a_base_of_another_family_is_found(room: Path, number: int, family: str, kind: str) -> None:
-    codes = found(trained(room, number), saved(room, family, kind))
+    codes = codes_of(trained(room, number), saved(room, family, kind))
     assert codes & {"no-such-module", "other-prefix", "base-shallower"}
 
 
@@ -180,7 +180,7 @@ def test_a_head_that_a_causal_model_never_makes_is_missing(room: Path, tmp_path:
     folder = shutil.copytree(trained(room, number), tmp_path / "a")
     config = json.loads((folder / peft.CONFIG).read_text())
     (folder / peft.CONFIG).write_text(json.dumps(config | {"task_type": "CAUSAL_LM"}))
-    assert found(folder, saved(room, "Llama", "ForCausalLM")) == {"no-such-module"}
+    assert codes_of(folder, saved(room, "Llama", "ForCausalLM")) == {"no-such-module"}
 
 
 # From a module's name in transformers 5 to its name in transformers 4, as adapters of then have it.
@@ -203,14 +203,14 @@ def _variant(room: Path, family: str, names: str, out: Path) -> Path:
     with safetensors_file.SafetensorsFile(trained(room, number) / peft.WEIGHTS) as file:
         arrays: dict[str, np.ndarray] = {name: file.tensor(name) for name in file.tensors}
     out.mkdir()
-    kept = {}
+    renamed = {}
     for name, array in arrays.items():
         module = name.removeprefix("base_model.model.")
         if "q_proj" in module and "vision" not in module and "visual" not in module:
             for pattern, replacement in OLD[family] if names == "old" else ():
                 module = re.sub(pattern, replacement, module)
-            kept[f"base_model.model.{module}"] = array
-    safetensors_file.write(out / peft.WEIGHTS, kept, {"format": "pt"})
+            renamed[f"base_model.model.{module}"] = array
+    safetensors_file.write(out / peft.WEIGHTS, renamed, {"format": "pt"})
     target = "query" if (family, names) == ("ViT", "old") else "q_proj"
     language = (
         rf".*{'layer' if family == 'ViT' else 'language_model'}.*\.{target}" if family != "Qwen2VL" else rf"model\..*{target}"

@@ -27,7 +27,7 @@ def test_files_of_adapter_and_base_are_opened_once(started: Run, tmp_path: Path)
     assert counts["a/adapter_model.safetensors"] == 1, counts
 
 
-def many(folder: Path, name: str, shape: tuple[int, int]) -> Path:
+def many_tensors(folder: Path, name: str, shape: tuple[int, int]) -> Path:
     header, position = {}, 0
     for layer in range(N):
         header[name.format(layer)] = {"dtype": "F32", "shape": shape, "data_offsets": [position, position + 16]}
@@ -52,7 +52,7 @@ def many(folder: Path, name: str, shape: tuple[int, int]) -> Path:
     ],
 )
 def test_many_bad_tensors_are_one_group(tmp_path: Path, name: str, code: str) -> None:
-    report = checks.check(many(tmp_path / "a", name, (2, 2)))
+    report = checks.check(many_tensors(tmp_path / "a", name, (2, 2)))
     group = next(group for group in report.grouped() if group.code == code)
     assert (group.count, len(group.places)) == (N, 10)
     assert group.places[:3] == tuple(problem.where for problem in report.problems if problem.code == code)[:3]

@@ -38,12 +38,12 @@ def test_stacked_experts_fit_a_base_that_has_as_many(tmp_path: Path, shape: tupl
     assert verdicts["peft"].verdict == "applied"
 
 
-@pytest.mark.parametrize(("rows", "wanted"), [(12, set()), (14, {"vocab-differs"})])
-def test_the_copy_of_a_table_must_be_as_large_as_the_bases(tmp_path: Path, rows: int, wanted: set[str]) -> None:
+@pytest.mark.parametrize(("rows", "expected_codes"), [(12, set()), (14, {"vocab-differs"})])
+def test_the_copy_of_a_table_must_be_as_large_as_the_bases(tmp_path: Path, rows: int, expected_codes: set[str]) -> None:
     shapes = {f"{EMBEDDING}.lora_embedding_A": (2, 12), f"{EMBEDDING}.lora_embedding_B": (8, 2)}
     shapes[f"{EMBEDDING}.base_layer.weight"] = (rows, 8)
     adapter = folders.adapter(tmp_path / "a", shapes, target_modules=["embed_tokens"])
-    assert codes(adapter, folders.base(tmp_path / "base", tied=False)) == wanted
+    assert codes(adapter, folders.base(tmp_path / "base", tied=False)) == expected_codes
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def codes(report: checks.Report) -> list[str]:
 )
 def test_names_alone_are_compared_in_both_directions(tmp_path: Path, layers: int, module: str, says: list[str]) -> None:
     name = f"model.layers.{{}}.self_attn.{module}"
-    made = adapter(tmp_path / "a", pairs(3, module=name), target_modules=[f"self_attn.{module}"])
-    report = checks.check(made, base=index_alone(tmp_path / "b", layers))
+    folder = adapter(tmp_path / "a", pairs(3, module=name), target_modules=[f"self_attn.{module}"])
+    report = checks.check(folder, base=index_alone(tmp_path / "b", layers))
     assert codes(report) == [*says, "base-incomplete"]
     assert "names are known, shapes are not" in report.problems[len(says)].what
     assert report.ok is not bool(says)
@@ -48,11 +48,11 @@ def test_names_alone_are_compared_in_both_directions(tmp_path: Path, layers: int
 
 def test_without_a_config_a_weight_that_fits_the_other_way_round_is_no_error(tmp_path: Path) -> None:
     module = "h.{}.attn.c_attn"
-    made = adapter(tmp_path / "a", pairs(1, module=module, size=(24, 8)), target_modules=["c_attn"], fan_in_fan_out=True)
+    folder = adapter(tmp_path / "a", pairs(1, module=module, size=(24, 8)), target_modules=["c_attn"], fan_in_fan_out=True)
     weights = {"h.0.attn.c_attn.weight": np.zeros((8, 24), np.float32), "wte.weight": np.zeros((12, 8), np.float32)}
     safetensors_file.write(tmp_path / "m.safetensors", weights)
-    assert codes(checks.check(made, base=read_base(tmp_path / "m.safetensors"))) == ["base-incomplete", "shape-unknown"]
+    assert codes(checks.check(folder, base=read_base(tmp_path / "m.safetensors"))) == ["base-incomplete", "shape-unknown"]
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}))
-    assert codes(checks.check(made, base=read_base(tmp_path / "m.safetensors"))) == []
+    assert codes(checks.check(folder, base=read_base(tmp_path / "m.safetensors"))) == []
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
-    assert codes(checks.check(made, base=read_base(tmp_path / "m.safetensors"))) == ["shape-mismatch"]
+    assert codes(checks.check(folder, base=read_base(tmp_path / "m.safetensors"))) == ["shape-mismatch"]

@@ -73,7 +73,7 @@ def test_peft_behaves_as_the_verdict_predicts(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loaded = real.PeftModel.from_pretrained(model, changed).state_dict()
-    warned, reasons = " ".join(str(one.message) for one in caught), " ".join(judged.reasons)
+    warned, reasons = " ".join(str(caught_warning.message) for caught_warning in caught), " ".join(judged.reasons)
     for reason, warning in WARNINGS.items():
         assert (reason in reasons) == (warning in warned), (judged, warned)
     untouched = [name for name, tensor in loaded.items() if "lora_B" in name and not torch.count_nonzero(tensor)]

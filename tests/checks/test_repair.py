@@ -85,7 +85,7 @@ def test_peft_loads_a_repaired_adapter_to_the_function_that_was_meant(tmp_path: 
     import torch
 
     code, config, spoil = BREAKS[name]
-    made = tiny.adapter(tiny.model(), tmp_path / "a", target_modules=["q_proj", "v_proj", "down_proj"], **config)
+    model = tiny.adapter(tiny.model(), tmp_path / "a", target_modules=["q_proj", "v_proj", "down_proj"], **config)
     spoil(tmp_path / "a")
     before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
     fixed = fix(tmp_path / "a", tmp_path / "out")
@@ -95,8 +95,8 @@ def test_peft_loads_a_repaired_adapter_to_the_function_that_was_meant(tmp_path: 
     loaded = real.PeftModel.from_pretrained(tiny.model(), tmp_path / "out").eval()
     ids = torch.arange(12)[None]
     with torch.no_grad():
-        wanted, logits = made(ids).logits, loaded(ids).logits
-    assert torch.allclose(wanted, logits, atol=1e-5)
+        expected, logits = model(ids).logits, loaded(ids).logits
+    assert torch.allclose(expected, logits, atol=1e-5)
     again = fix(tmp_path / "out", tmp_path / "again")
     assert (again.repairs, again.out) == ((), None)
     assert not (tmp_path / "again").exists()
@@ -107,8 +107,8 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     assert "`adapterhub fix` repairs it" in run("validate", "a", code=1).stdout
     assert "1 repair, nothing written (--dry-run)" in run("fix", "a", "--dry-run").stdout
     assert not (tmp_path / "a-fixed").exists()
-    found = document(run, "fix", "a")
-    assert (found["output"], [repair["code"] for repair in found["repaired"]]) == ("a-fixed", ["rank-config"])
+    report = document(run, "fix", "a")
+    assert (report["output"], [repair["code"] for repair in report["repaired"]]) == ("a-fixed", ["rank-config"])
     assert run("fix", "a-fixed").stdout == "a-fixed: nothing to repair, nothing written\n"
     assert "already exists" in run("fix", "a", code=2).stderr
     without("peft_type")(path)

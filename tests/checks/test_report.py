@@ -25,10 +25,10 @@ def test_a_limit_keeps_some_problems_of_each_code_and_the_number_of_all(tmp_path
 
 
 def test_problems_beyond_a_limit_are_counted_and_never_made() -> None:
-    made = []
+    names = []
 
     def problem(name: str) -> checks.Problem:
-        made.append(name)
+        names.append(name)
         return checks.Problem("token-rows", "", name, "")
 
     findings = Findings(3)
@@ -40,4 +40,4 @@ def test_problems_beyond_a_limit_are_counted_and_never_made() -> None:
         ]
     )
     assert findings.counts == {"token-rows": 300_001}
-    assert [one.name for one in findings.by_code["token-rows"]] == made == ["a", "0", "1"]
+    assert [problem.name for problem in findings.by_code["token-rows"]] == names == ["a", "0", "1"]

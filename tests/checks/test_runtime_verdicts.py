@@ -83,15 +83,15 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     for name in ("torch", "transformers", "peft", "mlx_lm", "llama_cpp_py_sync"):
         need_module(name)
-    root, known = tmp_path_factory.mktemp("cases"), {}
+    root, cases = tmp_path_factory.mktemp("cases"), {}
 
     def make(name: str) -> Made:
-        if name not in known:
-            known[name] = _make(root / name.replace(" ", "-"), CASES[name])
-        return known[name]
+        if name not in cases:
+            cases[name] = _make(root / name.replace(" ", "-"), CASES[name])
+        return cases[name]
 
     return make
 
@@ -128,35 +128,35 @@ def _logits(model: Any) -> np.ndarray:
         return np.asarray(model(input_ids=torch.tensor([TOKENS])).logits[0].float().numpy())
 
 
-def in_peft(made: Made, spec: BaseSpec, room: Path) -> np.ndarray:
+def in_peft(case: Made, spec: BaseSpec, room: Path) -> np.ndarray:
     from peft import PeftModel
 
-    return _logits(PeftModel.from_pretrained(_fresh(made), made.adapter).eval())
+    return _logits(PeftModel.from_pretrained(_fresh(case), case.adapter).eval())
 
 
-def in_transformers(made: Made, spec: BaseSpec, room: Path) -> np.ndarray:
-    model = _fresh(made)
-    model.load_adapter(str(made.adapter))
+def in_transformers(case: Made, spec: BaseSpec, room: Path) -> np.ndarray:
+    model = _fresh(case)
+    model.load_adapter(str(case.adapter))
     return _logits(model.eval())
 
 
-def _fresh(made: Made) -> Any:
-    return type(made.model).from_pretrained(made.base, dtype="float32").eval()
+def _fresh(case: Made) -> Any:
+    return type(case.model).from_pretrained(case.base, dtype="float32").eval()
 
 
-def in_llama_cpp(made: Made, spec: BaseSpec, room: Path) -> np.ndarray:
-    convert.convert(made.adapter, room / "a.gguf", to="gguf", base=spec)
-    asked = llama_cpp.gated_logits if convert.read(made.adapter).meta.invocation else llama_cpp.logits
-    return asked(tiny.write_gguf(made.model, room / "base.gguf"), TOKENS, room / "a.gguf")
+def in_llama_cpp(case: Made, spec: BaseSpec, room: Path) -> np.ndarray:
+    convert.convert(case.adapter, room / "a.gguf", to="gguf", base=spec)
+    logits_of = llama_cpp.gated_logits if convert.read(case.adapter).meta.invocation else llama_cpp.logits
+    return logits_of(tiny.write_gguf(case.model, room / "base.gguf"), TOKENS, room / "a.gguf")
 
 
-def in_mlx(made: Made, spec: BaseSpec, room: Path) -> np.ndarray:
+def in_mlx(case: Made, spec: BaseSpec, room: Path) -> np.ndarray:
     import mlx.core as mx
     from mlx_lm.tuner.utils import load_adapters
     from mlx_lm.utils import load_model
 
-    convert.convert(made.adapter, room / "mlx", to="mlx", base=spec)
-    model, _ = load_model(made.base)
+    convert.convert(case.adapter, room / "mlx", to="mlx", base=spec)
+    model, _ = load_model(case.base)
     return np.array(load_adapters(model, str(room / "mlx"))(mx.array([TOKENS]))[0])
 
 
@@ -168,14 +168,14 @@ RUNTIMES: dict[str, Callable[[Made, BaseSpec, Path], np.ndarray]] = {
 }
 
 
-def happened(made: Made, runtime: str, spec: BaseSpec, room: Path) -> str:
+def happened(case: Made, runtime: str, spec: BaseSpec, room: Path) -> str:
     try:
-        found = RUNTIMES[runtime](made, spec, room)
+        logits = RUNTIMES[runtime](case, spec, room)
     except (AdapterhubError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return f"refused ({type(error).__name__}: {str(error)[:200]})"
-    if found.shape != made.expected.shape:
+    if logits.shape != case.expected.shape:
         return "not applied (other outputs)"
-    off = float(np.abs(found - made.expected).max() / np.abs(made.expected).max())
+    off = float(np.abs(logits - case.expected).max() / np.abs(case.expected).max())
     return "applied" if off < 2e-3 else f"not applied ({off:.3f} off)"
 
 
@@ -190,19 +190,21 @@ def happened(made: Made, runtime: str, spec: BaseSpec, room: Path) -> str:
     ],
 )
 def test_a_runtime_behaves_as_its_verdict_predicts(
-    made: Callable[[str], Made], tmp_path: Path, name: str, runtime: str
+    make_case: Callable[[str], Made], tmp_path: Path, name: str, runtime: str
 ) -> None:
-    case = made(name)
+    case = make_case(name)
     spec = read_base(case.base)
     verdict = checks.check(case.adapter, base=spec).verdicts[runtime]
-    found = happened(case, runtime, spec, tmp_path)
+    outcome = happened(case, runtime, spec, tmp_path)
     # A conversion refuses in advance what would end the process.
-    said = {"ignored": "not applied", "wrong": "not applied", "crashes": "refused"}.get(verdict.verdict, verdict.verdict)
-    assert found.startswith(said), (found, verdict)
+    expected_outcome = {"ignored": "not applied", "wrong": "not applied", "crashes": "refused"}.get(
+        verdict.verdict, verdict.verdict
+    )
+    assert outcome.startswith(expected_outcome), (outcome, verdict)
 
 
-def test_the_crash_that_a_conversion_prevents(made: Callable[[str], Made], tmp_path: Path) -> None:
-    case = made("tied embeddings")
+def test_the_crash_that_a_conversion_prevents(make_case: Callable[[str], Made], tmp_path: Path) -> None:
+    case = make_case("tied embeddings")
     assert checks.check(case.adapter, base=read_base(case.base)).verdicts["llama.cpp"].verdict == "crashes"
     untied = tmp_path / "untied"
     tiny.model().save_pretrained(untied)

@@ -24,7 +24,7 @@ def codes(path: Path) -> set[str]:
     return {problem.code for problem in scan(path).problems}
 
 
-def found(folder: Path, name: str, data: bytes | str) -> set[str]:
+def codes_in(folder: Path, name: str, data: bytes | str) -> set[str]:
     """The codes of a file next to a sound adapter."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def test_every_malicious_file_is_an_error(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_each_pattern_is_found(sound: Path, name: str, data: bytes | str, code: str) -> None:
-    assert code in found(sound, name, data)
+    assert code in codes_in(sound, name, data)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_each_pattern_is_found(sound: Path, name: str, data: bytes | str, code: 
     ],
 )
 def test_what_looks_alike_is_not_reported(sound: Path, name: str, text: str) -> None:
-    assert found(sound, name, text) == set()
+    assert codes_in(sound, name, text) == set()
 
 
 def test_links_and_pipes_are_named_and_not_opened(sound: Path) -> None:
@@ -114,7 +114,7 @@ def test_links_and_pipes_are_named_and_not_opened(sound: Path) -> None:
 
 
 def test_the_history_of_a_clone_is_named_and_not_entered(sound: Path) -> None:
-    assert found(sound, ".git/objects/x", b"\x80\x02.") == set()
+    assert codes_in(sound, ".git/objects/x", b"\x80\x02.") == set()
     assert {problem.file for problem in scan(sound).problems if problem.code == "not-scanned"} == {".git"}
 
 

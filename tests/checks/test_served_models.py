@@ -24,8 +24,8 @@ def verdict(folder: Path, architecture: str, runtime: str, *modules: str) -> tup
     names = modules or ("model.layers.0.self_attn.o_proj",)
     shapes = {f"{name}.{part}": shape for name in names for part, shape in PAIR.items()}
     spec = dataclasses.replace(base(folder / "base"), architecture=architecture, tensors={})
-    found = checks.check(adapter(folder / "a", shapes), base=spec).verdicts[runtime]
-    return found.verdict, next(iter(found.reasons), "")
+    runtime_verdict = checks.check(adapter(folder / "a", shapes), base=spec).verdicts[runtime]
+    return runtime_verdict.verdict, next(iter(runtime_verdict.reasons), "")
 
 
 PAIR = {"lora_A.weight": (2, 8), "lora_B.weight": (8, 2)}
@@ -195,9 +195,9 @@ def test_vllm_loads_one_matrix_of_a_pair_only_for_a_part_of_a_fused_layer(
 def test_vllm_reads_numbered_experts_of_some_models_and_stacks_of_others(tmp_path: Path) -> None:
     module = "model.layers.0.mlp.experts.0.gate_proj"
     assert verdict(tmp_path / "two", "Qwen3MoeForCausalLM", "vllm", module)[0] == "applied"
-    found = verdict(tmp_path / "three", "Qwen3VLMoeForConditionalGeneration", "vllm", module)
-    assert found[0] == "refused"
-    assert found[1].endswith(f"received {module}: experts of this model are one stack")
+    verdict_and_reason = verdict(tmp_path / "three", "Qwen3VLMoeForConditionalGeneration", "vllm", module)
+    assert verdict_and_reason[0] == "refused"
+    assert verdict_and_reason[1].endswith(f"received {module}: experts of this model are one stack")
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +245,8 @@ def test_vllm_reads_stacked_experts_by_the_model(
     from adapterhub_converters.bases import read_base
 
     folder = stacked(kind, *parameters)
-    found = checks.check(folder / "a", base=read_base(folder / "base")).verdicts["vllm"]
-    assert (found.verdict, next(iter(found.reasons), "")) == (expected, reason)
+    runtime_verdict = checks.check(folder / "a", base=read_base(folder / "base")).verdicts["vllm"]
+    assert (runtime_verdict.verdict, next(iter(runtime_verdict.reasons), "")) == (expected, reason)
     if expected == "applied":
         assert checks.check(folder / "a").verdicts["vllm"].verdict == "unknown"  # which model is it?
 

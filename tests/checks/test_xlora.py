@@ -96,7 +96,7 @@ def test_it_is_kept_with_the_adapters_it_mixes(place: Path, run: Run, tmp_path: 
 @pytest.mark.parametrize("whole", [True, False])
 def test_it_is_converted_and_merged_to_nothing(name: str, whole: bool, place: Path, tmp_path: Path) -> None:
     source = copied(place, name, tmp_path / "a", whole=whole)
-    for to in (one for one in WRITTEN if one != "peft"):
+    for to in (format_name for format_name in WRITTEN if format_name != "peft"):
         with pytest.raises(RefusedError, match="xlora mixes LoRA adapters anew for each token"):
             convert.convert(source, tmp_path / "out", to=to)
     with pytest.raises(RefusedError, match="xlora mixes LoRA adapters anew for each token"):

@@ -209,9 +209,9 @@ def test_every_command_that_takes_an_adapter_is_walked() -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_a_command_takes_the_file_as_it_takes_the_folder(prepared: Path, tmp_path: Path, call: Call, name: str) -> None:
     outcomes = []
-    for given in ("a", "a.zlora"):
+    for adapter_path in ("a", "a.zlora"):
         folder = shutil.copytree(prepared, tmp_path / "world")
-        result = call(folder, *(given if word == ADAPTER else word for word in CALLS[name]))
+        result = call(folder, *(adapter_path if word == ADAPTER else word for word in CALLS[name]))
         texts = [
             "\n".join(line for line in text.splitlines() if not VARYING.match(line)).replace("a.zlora", "a")
             for text in (result.stdout, result.stderr)

@@ -38,9 +38,9 @@ CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     for module in ("torch", "transformers", "peft", "prometheus_client"):
         need_module(module)
-    found = serving.make_models(tmp_path_factory.mktemp("models"), adapters=2)
-    serving.registry(found.folder / "registry", found, 2).close()
-    return found
+    built_models = serving.make_models(tmp_path_factory.mktemp("models"), adapters=2)
+    serving.registry(built_models.folder / "registry", built_models, 2).close()
+    return built_models
 
 
 def words(models: Models, *options: object) -> list[str]:
@@ -63,11 +63,13 @@ def piped(models: Models, server: Forked, tmp_path: Path) -> Piped:
         (tmp_path / "typed").write_text(text)
         with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err, open(tmp_path / "typed") as typed:
             streams = out.fileno(), err.fileno(), typed.fileno()
-            found = server.exit_code(words(models, *options), models.folder, _environment(models.folder, env), streams=streams)
-        done = subprocess.CompletedProcess([], found, (tmp_path / "out").read_text(), (tmp_path / "err").read_text())
-        assert done.returncode == code, done.stderr
-        assert "\x1b" not in done.stdout + done.stderr
-        return done
+            exit_code = server.exit_code(
+                words(models, *options), models.folder, _environment(models.folder, env), streams=streams
+            )
+        result = subprocess.CompletedProcess([], exit_code, (tmp_path / "out").read_text(), (tmp_path / "err").read_text())
+        assert result.returncode == code, result.stderr
+        assert "\x1b" not in result.stdout + result.stderr
+        return result
 
     return call
 
@@ -77,28 +79,30 @@ def piped(models: Models, server: Forked, tmp_path: Path) -> Piped:
 
 def test_lines_are_turns_and_what_was_said_goes_along(piped: Piped, models: Models) -> None:
     """The second turn is asked for with the first one's answer, by another adapter."""
-    done = piped(f"{P}\n\n/adapter team/a1\nand?\n", "team/a0:prod", "--json")
-    document = json.loads(done.stdout)
+    result = piped(f"{P}\n\n/adapter team/a1\nand?\n", "team/a0:prod", "--json")
+    document = json.loads(result.stdout)
     first, second = document["turns"]
-    [one], [two] = first["answers"], second["answers"]
+    [first_answer], [second_answer] = first["answers"], second["answers"]
     assert (document["base"], document["engine"], first["prompt"]) == ("base", "torch", P)
-    assert one["version"].startswith("team/a0@sha256:")
-    assert two["version"].startswith("team/a1@sha256:")
-    assert one["text"] == models.answer(CHAT.format(P), 0, ends=True)
-    assert two["text"] == models.answer(CHAT.format(P) + one["text"] + "<|im_end|>\n" + CHAT.format("and?"), 1, ends=True)
-    assert 0 < one["tokens"] <= 12
+    assert first_answer["version"].startswith("team/a0@sha256:")
+    assert second_answer["version"].startswith("team/a1@sha256:")
+    assert first_answer["text"] == models.answer(CHAT.format(P), 0, ends=True)
+    assert second_answer["text"] == models.answer(
+        CHAT.format(P) + first_answer["text"] + "<|im_end|>\n" + CHAT.format("and?"), 1, ends=True
+    )
+    assert 0 < first_answer["tokens"] <= 12
 
 
 def test_two_answer_one_after_the_other_as_plain_text(piped: Piped, models: Models) -> None:
-    done = piped(f"{P}\n", "team/a0", "--compare", "base", "--system", "")
+    result = piped(f"{P}\n", "team/a0", "--compare", "base", "--system", "")
     alone, base = (models.answer(CHAT.format(P), number, ends=True) for number in (0, None))
-    assert done.stdout == f"team/a0:\n{alone}\nbase:\n{base}\n"
-    assert "token" in done.stderr
-    assert done.stderr.count("team/a0@sha256:") == 2  # as it begins, and after its answer
+    assert result.stdout == f"team/a0:\n{alone}\nbase:\n{base}\n"
+    assert "token" in result.stderr
+    assert result.stderr.count("team/a0@sha256:") == 2  # as it begins, and after its answer
 
 
 @pytest.mark.parametrize(
-    ("options", "text", "code", "said"),
+    ("options", "text", "code", "message"),
     [
         (("base",), "/adaptr team/a1\n", 2, "/adaptr: no such command. Did you mean /adapter?"),
         (("base",), "/adapter\n", 2, "/adapter: needs the name of an adapter. Write /adapter team/sql:v3, or /base for none"),
@@ -110,10 +114,10 @@ def test_two_answer_one_after_the_other_as_plain_text(piped: Piped, models: Mode
         (("team/a0", "--engine", "vllm", "--engine-url", "http://127.0.0.1:9"), "", 8, "vllm: does not answer"),
     ],
 )
-def test_what_goes_wrong_ends_a_pipe(piped: Piped, options: tuple[object, ...], text: str, code: int, said: str) -> None:
+def test_what_goes_wrong_ends_a_pipe(piped: Piped, options: tuple[object, ...], text: str, code: int, message: str) -> None:
     errors = [line for line in piped(text, *options, code=code).stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert said in errors[0]
+    assert message in errors[0]
 
 
 def test_the_base_is_the_one_that_the_adapter_records(piped: Piped, run: Run, models: Models, tmp_path: Path) -> None:
@@ -127,14 +131,14 @@ def test_the_base_is_the_one_that_the_adapter_records(piped: Piped, run: Run, mo
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/tiny"}))
     run("push", adapter, "team/a0", *store)
     cached(tmp_path / "hub", "org/tiny", models.base)
-    there = {"HF_HUB_CACHE": str(tmp_path / "hub")}
-    done = piped("hello\n", "team/a0", ALONE, *store, "--json", env=there)
-    assert "base: org/tiny, which the adapter records\n" in done.stderr
-    assert json.loads(done.stdout)["turns"][0]["answers"][0]["version"].startswith("team/a0@sha256:")
-    alone = json.loads(piped("hello\n", "org/tiny", ALONE, *store, "--json", env=there).stdout)
+    hub_env = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    result = piped("hello\n", "team/a0", ALONE, *store, "--json", env=hub_env)
+    assert "base: org/tiny, which the adapter records\n" in result.stderr
+    assert json.loads(result.stdout)["turns"][0]["answers"][0]["version"].startswith("team/a0@sha256:")
+    alone = json.loads(piped("hello\n", "org/tiny", ALONE, *store, "--json", env=hub_env).stdout)
     assert alone["turns"][0]["answers"][0]["version"] == alone["base"] == "org/tiny"
     run("push", adapter, "org/tiny", *store)
-    assert "Write hf://org/tiny for the model" in piped("", "org/tiny", ALONE, *store, env=there, code=2).stderr
+    assert "Write hf://org/tiny for the model" in piped("", "org/tiny", ALONE, *store, env=hub_env, code=2).stderr
 
 
 def test_a_folder_answers_without_being_stored_and_so_do_versions_beside_it(
@@ -143,22 +147,24 @@ def test_a_folder_answers_without_being_stored_and_so_do_versions_beside_it(
     """A version that is blended or compared with a folder keeps its name, and the registry of the user stays as it was."""
     store, answers = models.folder / "registry", [models.answer(CHAT.format(P), number, ends=True) for number in range(2)]
     before = sorted(path.name for path in store.rglob("*"))
-    done = json.loads(piped(f"{P}\n", "./a0", "--compare", "team/a1:prod", "--json").stdout)
-    folder, version = done["turns"][0]["answers"]
+    conversation = json.loads(piped(f"{P}\n", "./a0", "--compare", "team/a1:prod", "--json").stdout)
+    folder, version = conversation["turns"][0]["answers"]
     assert [folder["text"], version["text"]] == answers
     assert folder["version"].startswith("local/a0@sha256:")
     assert version["version"].startswith("team/a1@sha256:")
-    done = json.loads(piped(f"/adapter ./a1\n{P}\n/adapter team/a0*1\n{P}\n", "a0", "--json").stdout)
-    assert done["turns"][0]["answers"][0]["text"] == answers[1]
-    assert done["turns"][1]["answers"][0]["version"].startswith("team/a0@sha256:")
+    conversation = json.loads(piped(f"/adapter ./a1\n{P}\n/adapter team/a0*1\n{P}\n", "a0", "--json").stdout)
+    assert conversation["turns"][0]["answers"][0]["text"] == answers[1]
+    assert conversation["turns"][1]["answers"][0]["version"].startswith("team/a0@sha256:")
     assert sorted(path.name for path in store.rglob("*")) == before
     # The base that the folder records, without --base.
     shutil.copytree(models.adapter(0), tmp_path / "a0")
     config = json.loads((tmp_path / "a0/adapter_config.json").read_text()) | {"base_model_name_or_path": "org/tiny"}
     (tmp_path / "a0/adapter_config.json").write_text(json.dumps(config))
     cached(tmp_path / "hub", "org/tiny", models.base)
-    done = json.loads(piped(f"{P}\n", tmp_path / "a0", ALONE, "--json", env={"HF_HUB_CACHE": str(tmp_path / "hub")}).stdout)
-    assert done["turns"][0]["answers"][0]["text"] == answers[0]
+    conversation = json.loads(
+        piped(f"{P}\n", tmp_path / "a0", ALONE, "--json", env={"HF_HUB_CACHE": str(tmp_path / "hub")}).stdout
+    )
+    assert conversation["turns"][0]["answers"][0]["text"] == answers[0]
 
 
 # ---- at a terminal
@@ -212,16 +218,16 @@ class Terminal:
 
 @pytest.fixture
 def terminal(server: Forked, models: Models) -> Iterator[Any]:
-    made: list[Terminal] = []
+    terminals: list[Terminal] = []
 
     def start(*options: object, **variables: str) -> Terminal:
-        made.append(Terminal(server, models, *options, **variables))
-        return made[-1]
+        terminals.append(Terminal(server, models, *options, **variables))
+        return terminals[-1]
 
     yield start
-    for one in made:
-        if not one.over:
-            os.kill(one.process, signal.SIGKILL)
+    for opened in terminals:
+        if not opened.over:
+            os.kill(opened.process, signal.SIGKILL)
 
 
 def test_two_columns_and_a_switch_in_mid_conversation(terminal: Any, models: Models) -> None:

@@ -153,16 +153,16 @@ def test_push_refuses_what_validate_calls_an_error_unless_forced(run: Run, two: 
 
 def test_a_folder_without_its_config_is_reported_and_no_missing_option_is_named(run: Run, two: None, tmp_path: Path) -> None:
     (tmp_path / "good/adapter_config.json").unlink()
-    for done in (run("validate", "good", code=1).stdout, run("push", "good", "team/good", code=6).stderr):
-        assert "adapter_config.json: is missing, and nothing else records its alpha" in done
-        assert "`adapterhub fix good --alpha N`" in done
+    for output in (run("validate", "good", code=1).stdout, run("push", "good", "team/good", code=6).stderr):
+        assert "adapter_config.json: is missing, and nothing else records its alpha" in output
+        assert "`adapterhub fix good --alpha N`" in output
     assert "Pass --alpha N" in run("convert", "good", "x", "--to", "mlx", code=6).stderr
 
 
 def test_a_whole_model_is_called_one(run: Run, two: None, tmp_path: Path) -> None:
-    for done in (run("validate", "base", code=1).stdout, run("push", "base", "team/base", code=6).stderr):
-        assert "is a whole model, not an adapter" in done
-        assert "--force" not in done
+    for output in (run("validate", "base", code=1).stdout, run("push", "base", "team/base", code=6).stderr):
+        assert "is a whole model, not an adapter" in output
+        assert "--force" not in output
     for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"):
         (tmp_path / "base" / name).write_bytes(b"")
     assert run("push", "base", "team/base", code=4).stderr.endswith("[whole-model]\n")
@@ -181,9 +181,9 @@ def step(name: str) -> dict[str, Any]:
     import yaml
 
     steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
-    (found,) = (item for item in steps if item.get("name") == name)
-    assert isinstance(found, dict)
-    return found
+    (matching_step,) = (item for item in steps if item.get("name") == name)
+    assert isinstance(matching_step, dict)
+    return matching_step
 
 
 def acted(folder: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
@@ -191,10 +191,10 @@ def acted(folder: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
     bash = need_program("bash")
     (folder / "bin").mkdir(exist_ok=True)
     write_program(folder / "bin/adapterhub", "-m", "adapterhub")
-    found = step("Validate")
-    environment = {**dict.fromkeys(found["env"], ""), **inputs, "PYTHONPATH": PATH}
+    validate_step = step("Validate")
+    environment = {**dict.fromkeys(validate_step["env"], ""), **inputs, "PYTHONPATH": PATH}
     environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    command = [bash, "--noprofile", "--norc", "-eo", "pipefail", "-c", found["run"]]
+    command = [bash, "--noprofile", "--norc", "-eo", "pipefail", "-c", validate_step["run"]]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -285,7 +285,7 @@ def strict(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": names, "required": required, "additionalProperties": False}
 
 
-def many(item: dict[str, Any]) -> dict[str, Any]:
+def array_of(item: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": item}
 
 
@@ -293,14 +293,14 @@ def many(item: dict[str, Any]) -> dict[str, Any]:
 SARIF = {
     **strict(
         version={"const": "2.1.0"},
-        runs=many(
+        runs=array_of(
             strict(
                 tool=strict(
                     driver=strict(
                         name={"type": "string"},
                         version={"type": "string"},
                         rules={
-                            **many(
+                            **array_of(
                                 strict(id={"type": "string"}, shortDescription=_TEXT, defaultConfiguration=strict(level=_LEVEL))
                             ),
                             "uniqueItems": True,
@@ -308,20 +308,20 @@ SARIF = {
                     )
                 ),
                 columnKind={"enum": ["utf16CodeUnits", "unicodeCodePoints"]},
-                results=many(
+                results=array_of(
                     strict(
                         ruleId={"type": "string"},
                         ruleIndex={"type": "integer", "minimum": -1},
                         level=_LEVEL,
                         message=_TEXT,
                         occurrenceCount={"type": "integer", "minimum": 1},
-                        locations=many(
+                        locations=array_of(
                             strict(
                                 physicalLocation=strict(
                                     artifactLocation=strict(uri={"type": "string", "format": "uri-reference"}),
                                     region=strict(startLine={"type": "integer", "minimum": 1}),
                                 ),
-                                _logicalLocations=many(strict(fullyQualifiedName={"type": "string"})),
+                                _logicalLocations=array_of(strict(fullyQualifiedName={"type": "string"})),
                             )
                         ),
                     )
@@ -335,9 +335,9 @@ SARIF["properties"]["$schema"] = {"type": "string", "format": "uri"}
 
 def test_sarif_has_only_what_2_1_0_defines() -> None:
     problems = tuple(Problem(code, file, name, "x", "y") for code in CODES for file in ("", "a b.json") for name in ("", "n"))
-    for given in (
+    for report in (
         [],
         [Report("a b", "peft", "base", problems)],
         [Report("c:d", None, None, ()), Report("e", "gguf", None, problems)],
     ):
-        jsonschema.validate(json.loads(report_documents.sarif(given)), SARIF)
+        jsonschema.validate(json.loads(report_documents.sarif(report)), SARIF)

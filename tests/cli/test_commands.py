@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, ar
     adapter(tmp_path / "big", pairs(2, r=64, size=(256, 256)), r=64)
     run("push", "big", "team/there", "--registry", "reg")
     adapter(tmp_path / "bigger", pairs(2, r=65, size=(256, 256)), r=65)
-    before = left(tmp_path), document(run, "list", "--registry", "reg")
+    before = files_in(tmp_path), document(run, "list", "--registry", "reg")
     result = subprocess.run(
         [sys.executable, "-m", "adapterhub", *args, "--registry", "reg"],
         cwd=tmp_path,
@@ -236,11 +236,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, ar
     )
     assert result.returncode == 8, result.stderr
     assert result.stderr.count("\n") == 1
-    assert (left(tmp_path), document(run, "list", "--registry", "reg")) == before
+    assert (files_in(tmp_path), document(run, "list", "--registry", "reg")) == before
     run("fsck", "--registry", "reg")
 
 
-def left(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
     """All that lies in a folder but for the store, whose blobs nothing points to are harmless."""
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     return sorted(path for path in paths if not path.startswith("reg/"))

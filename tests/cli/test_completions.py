@@ -159,7 +159,7 @@ def test_a_shell_at_a_terminal_puts_the_word_into_the_line(
 
 def _read_until(terminal: int, word: str) -> None:
     """Read what a terminal shows until there is a word in it; fail after a minute of silence."""
-    shown = ""
-    while word not in shown:
-        assert select.select([terminal], [], [], 60)[0], shown
-        shown += os.read(terminal, 4096).decode(errors="replace")
+    screen = ""
+    while word not in screen:
+        assert select.select([terminal], [], [], 60)[0], screen
+        screen += os.read(terminal, 4096).decode(errors="replace")

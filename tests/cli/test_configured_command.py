@@ -149,12 +149,12 @@ def test_an_error_of_the_file_has_its_code_and_line(tmp_path: Path) -> None:
 def test_every_command_is_about_the_hub_of_the_file(tmp_path: Path, run: Run) -> None:
     run("init", "hub")
     env = {"ADAPTERHUB_CONFIG": written(tmp_path, registry="hub", port=1)}
-    shown = json.loads(run("info", "--json", env=env).stdout)["registry"]
-    assert (shown["path"], shown["chosen_by"]) == (str(tmp_path / "hub"), "$ADAPTERHUB_CONFIG")
+    registry_info = json.loads(run("info", "--json", env=env).stdout)["registry"]
+    assert (registry_info["path"], registry_info["chosen_by"]) == (str(tmp_path / "hub"), "$ADAPTERHUB_CONFIG")
     written(tmp_path, database="postgresql://hub:secret@db.example/hub", blobs="s3://bucket/hub")
     output = run("info", "--json", env=env).stdout
-    shown = json.loads(output)["registry"]
-    assert (shown["path"], shown["chosen_by"]) == (
+    registry_info = json.loads(output)["registry"]
+    assert (registry_info["path"], registry_info["chosen_by"]) == (
         "postgresql://db.example/hub s3://bucket/hub",
         "$ADAPTERHUB_CONFIG",
     )

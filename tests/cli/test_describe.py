@@ -30,11 +30,11 @@ def read(folder: Path) -> AdapterManifest:
 def test_the_base_is_pinned_and_the_record_kept(run: Run, trained: Path) -> None:
     result = run("describe", "sql", "--base", "base", "--license", "Apache-2.0", "--set", "base.repo=org/base")
     assert result.stdout.startswith("renewed sql/adapter.json\n")
-    made = read(trained)
-    assert made.base.fingerprint
-    assert (made.license, made.base.repo) == ("Apache-2.0", "org/base")
-    assert made.training == Training(seed=7, metrics={"heldout_loss": 1.5})
-    assert "README.md" in [entry.path for entry in made.files]
+    described = read(trained)
+    assert described.base.fingerprint
+    assert (described.license, described.base.repo) == ("Apache-2.0", "org/base")
+    assert described.training == Training(seed=7, metrics={"heldout_loss": 1.5})
+    assert "README.md" in [entry.path for entry in described.files]
     assert run("describe", "sql", "--base", "base").stdout == "sql/adapter.json: up to date\n"
     assert "unpinned" not in run("validate", "sql", "--base", "base").stdout
 

@@ -22,14 +22,14 @@ from tests.support.folders import adapter, pairs
 def commands(group: click.Group, path: str = "") -> dict[str, click.Command]:
     """Every command by the words that call it."""
     context = click.Context(group)
-    found: dict[str, click.Command] = {}
+    found_commands: dict[str, click.Command] = {}
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
-        found[f"{path}{name}"] = command
+        found_commands[f"{path}{name}"] = command
         if isinstance(command, click.Group):
-            found |= commands(command, f"{path}{name} ")
-    return found
+            found_commands |= commands(command, f"{path}{name} ")
+    return found_commands
 
 
 COMMANDS = commands(app)
@@ -48,10 +48,10 @@ def test_a_hint_names_options_and_commands_that_exist(hint: str) -> None:
     ours = re.sub(r"`(?!adapterhub )[^`]*`", "", hint)  # a command of somebody else's has its own
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours)) <= KNOWN
     for words in re.findall(r"`adapterhub ([^`]*)`", hint):
-        name, *rest = words.split()
+        name, *arguments = words.split()
         assert name in COMMANDS
-        own = options(*(command for path, command in COMMANDS.items() if f"{path} ".startswith(f"{name} ")))
-        assert {word for word in rest if word.startswith("--")} <= own
+        known_options = options(*(command for path, command in COMMANDS.items() if f"{path} ".startswith(f"{name} ")))
+        assert {word for word in arguments if word.startswith("--")} <= known_options
 
 
 @pytest.mark.parametrize("option", OPTIONS.values())
@@ -80,7 +80,7 @@ _EXPLAINED = {"keyring", "pyarrow", "vllm"}
 
 def test_a_package_that_is_not_installed_leads_to_the_extra_that_brings_it() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    always = {re.split(r"[\[<>=; ]", one)[0].lower().replace("-", "_") for one in project["dependencies"]}
+    always = {re.split(r"[\[<>=; ]", requirement)[0].lower().replace("-", "_") for requirement in project["dependencies"]}
     distributions = importlib.metadata.packages_distributions()
     for path in [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]:
         for name in re.findall(
@@ -88,7 +88,7 @@ def test_a_package_that_is_not_installed_leads_to_the_extra_that_brings_it() -> 
         ):
             if name in sys.stdlib_module_names or name.startswith("adapterhub") or name in _EXPLAINED:
                 continue
-            brought = {one.lower().replace("-", "_") for one in distributions.get(name, ())} & always
+            brought = {requirement.lower().replace("-", "_") for requirement in distributions.get(name, ())} & always
             assert brought or name in _EXTRAS, f"{path}: {name}"
     assert {extra for extras in _EXTRAS.values() for extra in extras} <= set(project["optional-dependencies"])
 
@@ -117,7 +117,7 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (
             "extract a --base b -o x",
@@ -161,13 +161,13 @@ def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_say
     ],
 )
 def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(
-    run: Run, tmp_path: Path, words: str, code: int, told: str
+    run: Run, tmp_path: Path, words: str, code: int, message: str
 ) -> None:
     for name in ("a", "b"):
         adapter(tmp_path / name, pairs(1))
     adapter(tmp_path / "c", pairs(1), base_model_name_or_path="acme/tiny")
     stderr = run(*words.split(), "--registry", tmp_path / "none", code=code).stderr
-    assert told in stderr
+    assert message in stderr
     assert stderr.count("\n") == 1
 
 

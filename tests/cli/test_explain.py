@@ -62,8 +62,15 @@ def raised() -> tuple[set[str], set[str]]:
 
 def defaults(tree: ast.Module) -> dict[str, str]:
     """The classes of errors in a module, and the code of an error that is raised without one of its own."""
-    found = [(one.name, node) for one in ast.walk(tree) if isinstance(one, ast.ClassDef) for node in one.body]
-    sets = [(name, node, node.value) for name, node in found if isinstance(node, ast.Assign | ast.AnnAssign) and node.value]
+    class_nodes = [
+        (class_node.name, node)
+        for class_node in ast.walk(tree)
+        if isinstance(class_node, ast.ClassDef)
+        for node in class_node.body
+    ]
+    sets = [
+        (name, node, node.value) for name, node in class_nodes if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
+    ]
     return {name: ast.literal_eval(value) for name, node, value in sets if ast.unparse(node).startswith("default_code")}
 
 
@@ -93,10 +100,10 @@ def test_every_code_that_is_raised_is_explained_and_no_other() -> None:
 
 @pytest.mark.parametrize("code", codes())
 def test_an_explanation_is_sentences(code: str) -> None:
-    found = explanation(code)
-    assert found is not None
-    assert found.text.endswith((".", "?"))
-    assert "{" not in found.fix
+    entry = explanation(code)
+    assert entry is not None
+    assert entry.text.endswith((".", "?"))
+    assert "{" not in entry.fix
 
 
 def test_the_command_explains_one_lists_all_and_knows_what_was_meant(run: Run) -> None:

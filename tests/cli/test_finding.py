@@ -34,13 +34,13 @@ def document(run: Run, *args: object, **options: Any) -> Any:
     return json.loads(run(*args, "--json", **options).stdout)
 
 
-def refs(found: Any) -> list[str]:
-    return [row["ref"] for row in found["adapters"]]
+def refs(listing: Any) -> list[str]:
+    return [row["ref"] for row in listing["adapters"]]
 
 
 def test_search_as_it_is_typed(run: Run, registry: Path) -> None:
-    found = document(run, "search", "quest", "sql")
-    assert (refs(found), found["total"], found["facets"]["target"]) == (["team/sql:v2"], 1, {"q_proj": 1})
+    results = document(run, "search", "quest", "sql")
+    assert (refs(results), results["total"], results["facets"]["target"]) == (["team/sql:v2"], 1, {"q_proj": 1})
     filters = ["--rank", "1..4", "--size", "<1MB", "--metric", "loss<=0.5", "--target", "q_proj", "--method", "lora"]
     assert refs(document(run, "search", "--tag", "prod", *filters)) == ["team/sql:v1"]
     assert len(refs(document(run, "search", "--all-versions"))) == 3
@@ -87,10 +87,10 @@ def test_the_rank_of_an_adapter_is_its_largest_everywhere(run: Run, tmp_path: Pa
     run("push", "a", "team/a", *store)
     row = document(run, "list", *store)["adapters"][0]
     assert (row["r"], row["least_r"]) == (4, 2)
-    for shown in (run("list", *store), run("list", "--tree", *store), run("show", "team/a", *store)):
-        assert "2 to 4" in shown.stdout
-    found = {rank: refs(document(run, "search", "--rank", rank, *store)) for rank in ("2", "4", ">2")}
-    assert found == {"2": [], "4": ["team/a:v1"], ">2": ["team/a:v1"]}
+    for result in (run("list", *store), run("list", "--tree", *store), run("show", "team/a", *store)):
+        assert "2 to 4" in result.stdout
+    refs_by_rank = {rank: refs(document(run, "search", "--rank", rank, *store)) for rank in ("2", "4", ">2")}
+    assert refs_by_rank == {"2": [], "4": ["team/a:v1"], ">2": ["team/a:v1"]}
     assert document(run, "search", "--facets", *store)["facets"]["r"] == {"4": 1}
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 3\n")
     assert "max_rank: rank 4 is over 3" in run("pull", "team/a", "-o", "b", *store, code=6).stderr

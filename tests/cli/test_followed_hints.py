@@ -131,17 +131,17 @@ def named_commands(text: str) -> list[list[str]]:
 def check_accepted(words: list[str], *, complete: bool) -> None:
     """Fail unless click parses a command line; one that only names a command needs to be complete only if `complete`."""
     command: click.Command = app
-    rest = [word for word in words if word != "help"]
-    while rest and isinstance(command, click.Group):
-        inner = command.get_command(click.Context(command), rest[0])
+    remaining = [word for word in words if word != "help"]
+    while remaining and isinstance(command, click.Group):
+        inner = command.get_command(click.Context(command), remaining[0])
         if inner is None:
             break
-        command, rest = inner, rest[1:]
-    if words[0] == "help" or rest == ["--help"] or not (rest or complete):
+        command, remaining = inner, remaining[1:]
+    if words[0] == "help" or remaining == ["--help"] or not (remaining or complete):
         return
     assert command is not app, words
     assert not isinstance(command, click.Group), words
-    command.make_context("adapterhub", [word.rstrip("…") for word in rest if word != "…"])
+    command.make_context("adapterhub", [word.rstrip("…") for word in remaining if word != "…"])
 
 
 @pytest.mark.parametrize("code", [code for code, hint in TEMPLATES.items() if "`adapterhub " in hint])
@@ -219,7 +219,7 @@ def test_a_hint_repeats_what_the_user_has_written(run: Run, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("show legal/terms", "Run `adapterhub list --registry 'a b'`"),
         ("push ./sql", "like `adapterhub push ./sql team/sql --registry 'a b'`"),
@@ -236,13 +236,13 @@ def test_a_hint_repeats_what_the_user_has_written(run: Run, tmp_path: Path) -> N
 )
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_hint_is_about_the_registry_that_the_command_was_given(
-    run: Run, tmp_path: Path, line: str, told: str, is_first: bool
+    run: Run, tmp_path: Path, line: str, message: str, is_first: bool
 ) -> None:
     provoked_errors.world(tmp_path)
     run("push", "sql", "team/sql", "--registry", "a b")
     option, words = ["--registry", "a b"], shlex.split(line)
     result = run(*([*option, *words] if is_first else [*words, *option]), code=None)
-    assert told in result.stdout + result.stderr
+    assert message in result.stdout + result.stderr
 
 
 def test_a_registry_of_the_environment_is_the_same_where_a_hint_is_pasted(run: Run, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from adapterhub_converters.errors import UsageError
 
 def settings_of(monkeypatch: pytest.MonkeyPatch, *words: str, **env: str) -> HubSettings:
     """The settings that `hub start` would serve with."""
-    given: list[HubSettings] = []
-    monkeypatch.setattr(server, "serve", lambda settings, **_: given.append(settings))
+    used_settings: list[HubSettings] = []
+    monkeypatch.setattr(server, "serve", lambda settings, **_: used_settings.append(settings))
     result = CliRunner().invoke(start, words, obj=Settings(), env={"HF_ENDPOINT": "", **env})
     assert result.exit_code == 0, result.output
-    return given[0]
+    return used_settings[0]
 
 
 def test_without_an_upstream_nothing_is_asked_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from tests.support.folders import adapter, pairs
 REMOTE = '[remotes.team]\nurl = "oci://registry.example/adapters"\n'
 
 
-def document(run: Run, *args: str, code: int = 0, **more: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run("info", "--json", *args, code=code, **more).stdout)
-    return found
+def document(run: Run, *args: str, code: int = 0, **options: Any) -> dict[str, Any]:
+    info: dict[str, Any] = json.loads(run("info", "--json", *args, code=code, **options).stdout)
+    return info
 
 
 def test_it_names_the_registry_and_what_chose_it(run: Run, tmp_path: Path) -> None:
@@ -27,14 +27,18 @@ def test_it_names_the_registry_and_what_chose_it(run: Run, tmp_path: Path) -> No
         document(run, cwd=tmp_path / "named")["registry"],
         document(run, cwd=inner)["registry"],
     ]
-    assert [one["chosen_by"] for one in chosen] == [
+    assert [registry_info["chosen_by"] for registry_info in chosen] == [
         "--registry",
         "$ADAPTERHUB_REGISTRY",
         "found here",
         "found above this folder",
     ]
-    assert {tmp_path / one["path"] for one in chosen} == {tmp_path / "named"}
-    assert all((one["exists"], one["adapters"], one["versions"], one["writable"]) == (True, 1, 1, True) for one in chosen)
+    assert {tmp_path / registry_info["path"] for registry_info in chosen} == {tmp_path / "named"}
+    assert all(
+        (registry_info["exists"], registry_info["adapters"], registry_info["versions"], registry_info["writable"])
+        == (True, 1, 1, True)
+        for registry_info in chosen
+    )
     (tmp_path / "adapterhub.toml").write_text('registry = "named"\n')
     assert document(run)["registry"]["chosen_by"] == str(tmp_path / "adapterhub.toml")
     assert not document(run, "--registry", "nowhere")["registry"]["exists"]
@@ -43,9 +47,9 @@ def test_it_names_the_registry_and_what_chose_it(run: Run, tmp_path: Path) -> No
 
 def test_it_lists_remotes_with_the_default_one_and_the_project(run: Run, tmp_path: Path) -> None:
     (tmp_path / "adapterhub.toml").write_text(f'remote = "team"\n\n{REMOTE}\n[policy]\nmax_rank = 4\n')
-    found = document(run)
-    assert [(one["name"], one["default"]) for one in found["remotes"]] == [("team", True)]
-    assert (found["settings"]["project"], found["settings"]["policy"]) == (str(tmp_path / "adapterhub.toml"), True)
+    info = document(run)
+    assert [(remote["name"], remote["default"]) for remote in info["remotes"]] == [("team", True)]
+    assert (info["settings"]["project"], info["settings"]["policy"]) == (str(tmp_path / "adapterhub.toml"), True)
     stdout = run("info").stdout
     assert "team oci://registry.example/adapters (default)" in stdout
     assert "(has a policy)" in stdout

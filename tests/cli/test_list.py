@@ -102,9 +102,9 @@ def nobody(_digest: str) -> list[VersionRow]:
 
 
 def test_a_tree_names_a_parent_outside_it_by_all_its_names() -> None:
-    made = row(1, parents=(f"sha256:{7:064}",))
-    held = [row(7, name="dev/x"), row(2, name="prod/x")]
-    assert list(tree.lines([made], lambda digest: held if digest == made.parents[0] else [], screen=None))[-1] == (
+    child = row(1, parents=(f"sha256:{7:064}",))
+    parents = [row(7, name="dev/x"), row(2, name="prod/x")]
+    assert list(tree.lines([child], lambda digest: parents if digest == child.parents[0] else [], screen=None))[-1] == (
         "      from dev/x:v7 (also prod/x:v2)"
     )
 
@@ -148,6 +148,6 @@ def test_versions_are_under_one_key_wherever_they_are_listed(run: Run, tmp_path:
     for words in ([], ["team/sql"], ["layout://there"]):
         [row] = json.loads(run("list", *words, "--json").stdout)["adapters"]
         assert {"ref", "tags", "digest", "size", "base"} <= row.keys()
-    one, two = (json.loads(run("validate", *sources, "--json").stdout) for sources in (["sql"], ["sql", "team/sql"]))
-    assert one.keys() == two.keys()
-    assert one["reports"][0].keys() == two["reports"][0].keys()
+    first, second = (json.loads(run("validate", *sources, "--json").stdout) for sources in (["sql"], ["sql", "team/sql"]))
+    assert first.keys() == second.keys()
+    assert first["reports"][0].keys() == second["reports"][0].keys()

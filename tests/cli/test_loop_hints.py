@@ -70,10 +70,10 @@ def test_the_hint_is_the_command_line_that_does_it(run: Run, place: Path, words:
     ids=" ".join,
 )
 def test_the_line_does_what_was_meant(run: Run, place: Path, words: list[str], names: list[str]) -> None:
-    found = re.search(r"Write `(.*)`", run(*words, code=None).stderr)
-    assert found
+    match = re.search(r"Write `(.*)`", run(*words, code=None).stderr)
+    assert match
     program = f'adapterhub() {{ {shlex.join([sys.executable, "-m", "adapterhub"])} "$@"; }}'
-    subprocess.run(["bash", "-c", f"{program}; {found[1]}"], cwd=place, env=_environment(place, None), check=True)
+    subprocess.run(["bash", "-c", f"{program}; {match[1]}"], cwd=place, env=_environment(place, None), check=True)
     listed = run("list", "team").stdout
     assert all(f"{name}:v1" in listed for name in names)
 

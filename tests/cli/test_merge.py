@@ -63,18 +63,18 @@ def test_a_terminal_gets_the_conclusion_of_a_merge_and_the_worst_modules_only_if
 
 @pytest.mark.parametrize("method", TWO)
 def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, parents: Any, method: str) -> None:
-    _, made = adapter_recipe.merge(parents, tmp_path / "both", Recipe("merge", method=method, seed=3))
-    assert made.recipe is not None
-    assert made.recipe.method == method
-    assert set(made.recipe.parameters or {}) == set(METHODS[method].parameters)
-    assert made.recipe.seed in ((3,) if METHODS[method].random else (None, 3))
+    _, merged = adapter_recipe.merge(parents, tmp_path / "both", Recipe("merge", method=method, seed=3))
+    assert merged.recipe is not None
+    assert merged.recipe.method == method
+    assert set(merged.recipe.parameters or {}) == set(METHODS[method].parameters)
+    assert merged.recipe.seed in ((3,) if METHODS[method].random else (None, 3))
     adapter_recipe.rebuild_adapter(tmp_path / "both", parents, tmp_path / "again")
     assert adapter_recipe.differences(tmp_path / "both", tmp_path / "again") == []
     assert oci_manifest.build(tmp_path / "both").digest == oci_manifest.build(tmp_path / "again").digest
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "expected"),
     [
         (["--method", "svd", "--rank", "1"], {"rank": 1}),
         (["--method", "linear", "--energy", "0.9"], {"energy": 0.9, "rank": None}),
@@ -84,19 +84,22 @@ def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, pa
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_all_that_was_asked_for_is_in_the_recipe(run: Run, team: Path, options: list[str], wanted: dict[str, Any]) -> None:
+def test_all_that_was_asked_for_is_in_the_recipe(run: Run, team: Path, options: list[str], expected: dict[str, Any]) -> None:
     run("merge", "team/a", "team/b", *options, "-o", "team/both:x")
-    found = document(run, "lineage", "team/both")["nodes"][0]["recipe"]
-    assert {key: found[key] for key in wanted} == wanted
+    recipe = document(run, "lineage", "team/both")["nodes"][0]["recipe"]
+    assert {key: recipe[key] for key in expected} == expected
     assert document(run, "rebuild", "team/both")["same"] is True
 
 
 def test_the_result_in_a_registry_is_the_one_in_a_folder(run: Run, team: Path) -> None:
-    how = ["team/a", "team/b", "--method", "dare_ties", "--set", "density=0.6"]
-    there, here = document(run, "merge", *how, "-o", "team/both:x"), document(run, "merge", *how, "-o", "both")
-    assert document(run, "show", "both")["digest"] == there["digest"]
-    assert {**there, "output": 0, "ref": 0, "digest": 0} == {**here, "output": 0, "ref": 0, "digest": 0}
-    assert [parent["ref"] for parent in there["parents"]] == ["team/a:v1", "team/b:v1"]
+    arguments = ["team/a", "team/b", "--method", "dare_ties", "--set", "density=0.6"]
+    in_registry, in_folder = (
+        document(run, "merge", *arguments, "-o", "team/both:x"),
+        document(run, "merge", *arguments, "-o", "both"),
+    )
+    assert document(run, "show", "both")["digest"] == in_registry["digest"]
+    assert {**in_registry, "output": 0, "ref": 0, "digest": 0} == {**in_folder, "output": 0, "ref": 0, "digest": 0}
+    assert [parent["ref"] for parent in in_registry["parents"]] == ["team/a:v1", "team/b:v1"]
 
 
 def test_out_is_a_folder_or_a_ref_and_never_guessed(run: Run, team: Path) -> None:
@@ -116,8 +119,8 @@ def test_out_is_a_folder_or_a_ref_and_never_guessed(run: Run, team: Path) -> Non
 
 
 def test_the_report_has_the_distance_between_the_adapters(run: Run, team: Path) -> None:
-    found = document(run, "merge", "a", "b", "--method", "svd", "--rank", "2", "-o", "both")
-    [module, _] = found["modules"].values()
+    report = document(run, "merge", "a", "b", "--method", "svd", "--rank", "2", "-o", "both")
+    [module, _] = report["modules"].values()
     assert module["cosines"][0][1] == module["cosines"][1][0] != 1
     assert 0 < module["sign_disagreement"] < 1
     assert module["sign_disagreement_exact"] is True

@@ -53,8 +53,8 @@ def test_a_base_with_other_names_or_shapes_than_in_training_is_reported(place: P
     run("push", "./a", "team/a", "--base", "base", cwd=place)
     shutil.copytree(place / "base", place / "other")
     file = SafetensorsFile(place / "base" / "model.safetensors")
-    other = {name: file.tensor(name) for name in file.tensors} | {"lm_head.weight": np.ones((40, 64), dtypes.BF16)}
-    safetensors_file.write(place / "other" / "model.safetensors", other, {"format": "pt"})
+    other_tensors = {name: file.tensor(name) for name in file.tensors} | {"lm_head.weight": np.ones((40, 64), dtypes.BF16)}
+    safetensors_file.write(place / "other" / "model.safetensors", other_tensors, {"format": "pt"})
     assert "warning" not in run("merge", "team/a", "--into", "base", "-o", "out", cwd=place).stderr
     result = run("merge", "team/a", "--into", "other", "-o", "out2", "--json", cwd=place)
     (warning,) = json.loads(result.stdout)["warnings"]
@@ -156,23 +156,23 @@ def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
     from adapterhub_converters.containers.gguf_file import GGUFFile
     from adapterhub_converters.containers.gguf_types import string_value, u32_value
 
-    said = {
+    metadata = {
         "general.architecture": string_value("llama"),
         "llama.attention.head_count": u32_value(4),
         "llama.block_count": u32_value(1),
     }
-    said["general.type"] = string_value("model")
+    metadata["general.type"] = string_value("model")
     rng = np.random.default_rng(1)
     embedding, query = np.ones((40, 64), np.float32), rng.normal(size=(64, 64)).astype(np.float32)
-    gguf_output.write(place / "base.gguf", said, {"token_embd.weight": embedding, "blk.0.attn_q.weight": query})
+    gguf_output.write(place / "base.gguf", metadata, {"token_embd.weight": embedding, "blk.0.attn_q.weight": query})
     run("convert", "./a", "a.gguf", "--to", "gguf", "--base", "base.gguf", cwd=place)
     run("merge", "./a", "--into", "base.gguf", "-o", "one.gguf", cwd=place)
     document = json.loads(run("merge", "a.gguf", "--into", "base.gguf", "-o", "two.gguf", "--json", cwd=place).stdout)
     assert list(document["touched"]) == ["blk.0.attn_q.weight"]
-    with GGUFFile(place / "one.gguf") as one, GGUFFile(place / "two.gguf") as two:
-        for name in one.tensors:
-            assert one.raw(name).tobytes() == two.raw(name).tobytes()
-        lineage = json.loads(two.header.text("adapterhub.merged"))
+    with GGUFFile(place / "one.gguf") as first, GGUFFile(place / "two.gguf") as second:
+        for name in first.tensors:
+            assert first.raw(name).tobytes() == second.raw(name).tobytes()
+        lineage = json.loads(second.header.text("adapterhub.merged"))
     assert lineage["adapters"][0]["weight"] == 1
     assert lineage["adapters"][0]["digest"].startswith("sha256:")
 

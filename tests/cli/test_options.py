@@ -32,22 +32,24 @@ def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.
 
 def options() -> dict[str, dict[str, click.Option]]:
     """Options by name, and by the command that has them."""
-    found: dict[str, dict[str, click.Option]] = defaultdict(dict)
+    options_by_name: dict[str, dict[str, click.Option]] = defaultdict(dict)
     for name, command in commands(app):
         for option in command.params:
             if isinstance(option, click.Option) and not isinstance(option, SwappedOption) and name != FILTERS:
                 for spelled in (*option.opts, *option.secondary_opts):
-                    found[spelled][name] = option
-    return found
+                    options_by_name[spelled][name] = option
+    return options_by_name
 
 
-@pytest.mark.parametrize("name", sorted({name for name, where in options().items() if len(where) > 1} - WITH_TWO_MEANINGS))
+@pytest.mark.parametrize(
+    "name", sorted({name for name, by_command in options().items() if len(by_command) > 1} - WITH_TWO_MEANINGS)
+)
 def test_an_option_has_one_meaning_in_all_commands(name: str) -> None:
-    found = options()[name].values()
-    assert len({option.metavar for option in found}) == 1
-    assert len({tuple(option.opts) for option in found}) == 1
-    assert len({option.is_flag for option in found}) == 1
-    helps = {option.help or "" for option in found}
+    same_options = options()[name].values()
+    assert len({option.metavar for option in same_options}) == 1
+    assert len({tuple(option.opts) for option in same_options}) == 1
+    assert len({option.is_flag for option in same_options}) == 1
+    helps = {option.help or "" for option in same_options}
     before_colon, two_words = {text.partition(":")[0] for text in helps}, {tuple(text.split()[:2]) for text in helps}
     assert 1 in (len(before_colon), len(two_words)), helps
 
@@ -101,8 +103,8 @@ def test_p_is_the_prompt_and_no_short_option_means_two_things() -> None:
 
 
 def test_every_option_has_a_help_that_is_a_sentence() -> None:
-    for name, where in options().items():
-        for command, option in where.items():
+    for name, by_command in options().items():
+        for command, option in by_command.items():
             if not option.hidden:
                 assert option.help, (command, name)
                 assert option.help[0].isupper() or option.help.startswith("--"), option.help
@@ -110,7 +112,7 @@ def test_every_option_has_a_help_that_is_a_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"),
+    ("words", "corrected"),
     [
         ("run base --adapter ./sql", "run ./sql --base base"),
         ("run base 'a b' --adapter=team/sql --seed 1", "run team/sql --base base 'a b' --seed 1"),
@@ -125,8 +127,8 @@ def test_every_option_has_a_help_that_is_a_sentence() -> None:
         ("run --base base --adapter ./sql -p hi", "run --base base -p hi ./sql"),
     ],
 )
-def test_a_source_and_its_base_in_the_wrong_order_are_put_in_the_right_one(run: Run, words: str, meant: str) -> None:
-    assert f"Did you mean `adapterhub {meant}`?" in run(*shlex.split(words), code=2).stderr
+def test_a_source_and_its_base_in_the_wrong_order_are_put_in_the_right_one(run: Run, words: str, corrected: str) -> None:
+    assert f"Did you mean `adapterhub {corrected}`?" in run(*shlex.split(words), code=2).stderr
 
 
 def listed(help_text: str) -> list[tuple[str, str]]:
@@ -144,10 +146,10 @@ def test_the_first_screen_has_at_most_28_commands_and_fits_80_columns_and_50_row
     lines = run("--help").stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 50 - 1  # the prompt has a row as well
-    shown = listed("\n".join(lines))
-    assert {name for _, name in shown} == FIRST_SCREEN
+    listed_commands = listed("\n".join(lines))
+    assert {name for _, name in listed_commands} == FIRST_SCREEN
     assert len(FIRST_SCREEN) <= 28
-    assert all(name in GROUPS[title] for title, name in shown)
+    assert all(name in GROUPS[title] for title, name in listed_commands)
     assert run().stdout == run("--help").stdout == run("help").stdout
 
 

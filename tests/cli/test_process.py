@@ -35,8 +35,8 @@ def sql(tmp_path: Path) -> Path:
 
 def loaded(run: Run, tmp_path: Path, *args: str, code: int | None = 0) -> set[str]:
     """The modules that a command has imported by the time it ends."""
-    seen = f"open({str(tmp_path / 'seen')!r}, 'w').write('\\n'.join(m.partition('.')[0] for m in sys.modules))"
-    run(*args, code=code, first=f"import atexit, sys\natexit.register(lambda: {seen})\n")
+    recorder = f"open({str(tmp_path / 'seen')!r}, 'w').write('\\n'.join(m.partition('.')[0] for m in sys.modules))"
+    run(*args, code=code, first=f"import atexit, sys\natexit.register(lambda: {recorder})\n")
     return set((tmp_path / "seen").read_text().split())
 
 
@@ -119,8 +119,8 @@ def test_an_error_is_one_line_and_one_code(run: Run, sql: Path, args: list[str],
     document = json.loads(run(*args, "--json", code=code).stdout)
     assert document["error"]["exit_code"] == code
     assert [*document["error"]] == ["type", "where", "what", "hint", "exit_code", "code"]
-    for shown in (document["error"]["code"], result.stderr.removesuffix("]\n").rpartition("  [")[2]):
-        assert explanation(shown) is not None
+    for code_text in (document["error"]["code"], result.stderr.removesuffix("]\n").rpartition("  [")[2]):
+        assert explanation(code_text) is not None
 
 
 def test_debug_adds_the_traceback() -> None:
@@ -159,8 +159,8 @@ def test_a_reader_that_stops_reading_is_no_error(run: Run, sql: Path, tmp_path: 
     assert process.wait() == 141
 
 
-@pytest.mark.parametrize(("number", "code", "told"), [(signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"")])
-def test_a_signal_ends_it_with_a_word_at_most(tmp_path: Path, number: int, code: int, told: bytes) -> None:
+@pytest.mark.parametrize(("number", "code", "output"), [(signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"")])
+def test_a_signal_ends_it_with_a_word_at_most(tmp_path: Path, number: int, code: int, output: bytes) -> None:
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
@@ -178,7 +178,7 @@ def test_a_signal_ends_it_with_a_word_at_most(tmp_path: Path, number: int, code:
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(number)
     _, complaint = process.communicate(timeout=20)
-    assert (process.returncode, complaint) == (code, told)
+    assert (process.returncode, complaint) == (code, output)
 
 
 def test_a_path_below_a_file_cannot_be_written(run: Run, sql: Path, tmp_path: Path) -> None:

@@ -107,10 +107,10 @@ def test_a_file_of_no_version_is_never_lost(run: Run, team: Path, name: str, wor
 
 def test_an_adapter_that_is_stored_nowhere_is_not_replaced(run: Run, team: Path, make: Make, tmp_path: Path) -> None:
     """A folder that was just trained has an adapter.json that names its files too."""
-    made = make("trained", 5)
-    (made / "adapter.json").write_bytes(_document(made))
+    trained_folder = make("trained", 5)
+    (trained_folder / "adapter.json").write_bytes(_document(trained_folder))
     shutil.rmtree(team)
-    made.rename(team)
+    trained_folder.rename(team)
     before = contents(team)
     assert "out: already exists" in run("pull", "team/sql:v2", "-o", "out", code=2).stderr
     assert contents(team) == before
@@ -129,8 +129,8 @@ def test_links_and_files_are_not_replaced(run: Run, team: Path, tmp_path: Path) 
     (tmp_path / "file").write_text("mine")
     before = contents(team)
     for name in ("link", "file"):
-        for more in ((), ("--replace",)):
-            run("pull", "team/sql:v2", "-o", name, *more, code=2)
+        for flags in ((), ("--replace",)):
+            run("pull", "team/sql:v2", "-o", name, *flags, code=2)
     assert contents(team) == before
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -145,9 +145,9 @@ def test_what_is_no_adapter_is_not_replaced(run: Run, team: Path, tmp_path: Path
 
 
 def test_a_folder_that_is_read_meanwhile_stays_readable(run: Run, team: Path) -> None:
-    with open(team / "README.md") as kept, open(team / "adapter_model.safetensors", "rb") as old:
+    with open(team / "README.md") as held_file, open(team / "adapter_model.safetensors", "rb") as old:
         run("pull", "team/sql:v2", "-o", "out")
-        assert os.path.samestat(os.fstat(kept.fileno()), (team / "README.md").stat())
+        assert os.path.samestat(os.fstat(held_file.fileno()), (team / "README.md").stat())
         assert len(old.read()) > 100
 
 
@@ -218,22 +218,22 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("what", OUTPUTS)
-def test_an_earlier_output_is_replaced_only_when_that_is_asked_for(run: Run, two: Path, what: str) -> None:
-    line, out = OUTPUTS[what]
+@pytest.mark.parametrize("output_kind", OUTPUTS)
+def test_an_earlier_output_is_replaced_only_when_that_is_asked_for(run: Run, two: Path, output_kind: str) -> None:
+    line, out = OUTPUTS[output_kind]
     run(*line.format(name="a").split())
     before = _digests(two / out)
     error = run(*line.format(name="b").split(), code=2).stderr
     assert f"{out}: already exists. Name another, or replace it with --replace" in error.replace("./out", "out")
     assert _digests(two / out) == before
     run(*line.format(name="b").split(), "--replace")
-    assert what == "extract" or _digests(two / out) != before
+    assert output_kind == "extract" or _digests(two / out) != before
     assert hidden(two) == []
 
 
-@pytest.mark.parametrize("what", OUTPUTS)
-def test_files_that_an_output_has_again_are_not_touched(run: Run, two: Path, what: str) -> None:
-    line, out = OUTPUTS[what]
+@pytest.mark.parametrize("output_kind", OUTPUTS)
+def test_files_that_an_output_has_again_are_not_touched(run: Run, two: Path, output_kind: str) -> None:
+    line, out = OUTPUTS[output_kind]
     run(*line.format(name="a").split())
     files = [path for path in (two / out, *(two / out).rglob("*")) if path.is_file()]
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}

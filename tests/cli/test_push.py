@@ -62,8 +62,8 @@ def test_a_file_that_is_no_adapter_or_has_another_name_is_named_itself(
     def error(path: str, code: int) -> str:
         return run(*(path if word == "PATH" else word for word in words), code=code).stderr
 
-    what = "an adapter in the format gguf, whose name ends in neither .safetensors nor .gguf"
-    assert error("./weights", 6) == f"error: ./weights: {what}. Rename it, or convert it to PEFT  [refused]\n"
+    reason = "an adapter in the format gguf, whose name ends in neither .safetensors nor .gguf"
+    assert error("./weights", 6) == f"error: ./weights: {reason}. Rename it, or convert it to PEFT  [refused]\n"
     assert error("./notes.txt", 4).startswith("error: notes.txt: not an adapter of a known format. Name ")
 
 
@@ -85,10 +85,10 @@ def test_an_edited_card_keeps_the_record_of_the_training(run: Run, trained: Path
     (trained / "tokenizer.json").write_text("{}")
     assert "wrong" not in run("validate", "sql").stdout
     assert "license" not in run("push", "sql", "team/sql").stderr
-    made = pulled(run, "team/sql:v2", tmp_path / "out")
-    assert made.training == Training(seed=7, metrics={"heldout_loss": 1.5})
-    assert made.license == "mit"
-    assert {"README.md", "tokenizer.json"} <= {entry.path for entry in made.files}
+    manifest = pulled(run, "team/sql:v2", tmp_path / "out")
+    assert manifest.training == Training(seed=7, metrics={"heldout_loss": 1.5})
+    assert manifest.license == "mit"
+    assert {"README.md", "tokenizer.json"} <= {entry.path for entry in manifest.files}
     assert run("search", "--license", "mit").stdout.count("team/sql:v2") == 1
     assert json.loads(run("show", "team/sql:v2", "--json").stdout)["manifest"]["license"] == "mit"
 
@@ -108,8 +108,8 @@ def test_a_trained_adapter_without_the_name_of_its_base_is_pushed_with_a_note(ru
 def test_changed_weights_need_force_and_lose_the_record_with_a_word(
     run: Run, trained: Path, make: Make, tmp_path: Path
 ) -> None:
-    other = make("other", 3)
-    (trained / "adapter_model.safetensors").write_bytes((other / "adapter_model.safetensors").read_bytes())
+    other_folder = make("other", 3)
+    (trained / "adapter_model.safetensors").write_bytes((other_folder / "adapter_model.safetensors").read_bytes())
     assert "files-changed" in run("push", "sql", "team/sql", code=6).stderr
     result = run("push", "sql", "team/sql", "--force")
     assert "files-changed" in result.stderr
@@ -148,10 +148,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], bool]] = {
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("broken_kind", BROKEN)
 @pytest.mark.parametrize("to", [(), ("--to", "mlx")], ids=["as it is", "converted"])
-def test_force_is_offered_only_where_it_works(run: Run, make: Make, what: str, to: tuple[str, ...]) -> None:
-    breaks, works = BROKEN[what]
+def test_force_is_offered_only_where_it_works(run: Run, make: Make, broken_kind: str, to: tuple[str, ...]) -> None:
+    breaks, works = BROKEN[broken_kind]
     breaks(make("sql"))
     refused = run("push", "sql", "team/sql", *to, code=None)
     assert refused.returncode
@@ -229,8 +229,8 @@ def test_a_log_elsewhere_has_messages_and_authors_and_what_has_no_log_refuses_th
     layout = f"layout://{tmp_path}/x.tar:v1"
     unkept = "error: --message: an image layout keeps no messages. Leave it out  [invalid-parameter]\n"
     assert run("push", "sql", layout, "-m", "why", code=2).stderr == unkept
-    what = "--expect: an image layout cannot compare and move a tag in one step. Leave out --expect  [expect-unsupported]"
-    assert run("push", "sql", layout, "--expect", "absent", code=2).stderr == f"error: {what}\n"
+    message = "--expect: an image layout cannot compare and move a tag in one step. Leave out --expect  [expect-unsupported]"
+    assert run("push", "sql", layout, "--expect", "absent", code=2).stderr == f"error: {message}\n"
     assert "--metric: an object store keeps no metrics" in run("push", "sql", address, "--metric", "a=1", code=2).stderr
 
 
@@ -280,8 +280,8 @@ def test_the_first_push_makes_the_registry(run: Run, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("sql")
 def test_a_moved_ref_is_a_conflict(run: Run, tmp_path: Path) -> None:
     first = json.loads(run("push", "sql", "team/sql:prod", "--json").stdout)
-    other = adapter(tmp_path / "other", pairs(2), lambda _, array: array * 2)
-    run("push", other, "team/sql:prod", "--expect", first["digest"])
+    other_folder = adapter(tmp_path / "other", pairs(2), lambda _, array: array * 2)
+    run("push", other_folder, "team/sql:prod", "--expect", first["digest"])
     result = run("push", "sql", "team/sql:prod", "--expect", first["digest"], code=7)
     assert "error: team/sql:prod: moved in the meantime: it is sha256:" in result.stderr
     assert f", not {first['digest']}. Review that version, then try again  [conflict]\n" in result.stderr

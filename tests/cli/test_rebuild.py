@@ -26,15 +26,15 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def gguf_base(place: Path) -> None:
-    said = {
+    metadata = {
         "general.architecture": string_value("llama"),
         "llama.attention.head_count": u32_value(4),
         "llama.block_count": u32_value(1),
     }
-    said["general.type"] = string_value("model")
+    metadata["general.type"] = string_value("model")
     rng = np.random.default_rng(1)
     tensors = {"token_embd.weight": np.ones((40, 64)), "blk.0.attn_q.weight": rng.normal(size=(64, 64))}
-    gguf_output.write(place / "base.gguf", said, {name: array.astype(np.float32) for name, array in tensors.items()})
+    gguf_output.write(place / "base.gguf", metadata, {name: array.astype(np.float32) for name, array in tensors.items()})
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_a_recipe_is_small_and_makes_the_merge_byte_for_byte_elsewhere(place: Pa
     assert sorted(path.name for path in place.iterdir() if "xdg" not in path.name) == ["a", "a.json", "base", "merged"]
     assert document["size"] == (place / "a.json").stat().st_size < 10_000
     (place / "base").rename(place / "moved")
-    done = json.loads(run("rebuild", "a.json", "--base", "moved", "-o", "out", "--json", cwd=place).stdout)
-    assert done["same"]
+    report = json.loads(run("rebuild", "a.json", "--base", "moved", "-o", "out", "--json", cwd=place).stdout)
+    assert report["same"]
     assert contents(place / "out") == contents(place / "merged")
 
 

@@ -61,8 +61,8 @@ def test_an_approval_is_signed_and_a_dry_run_then_moves_nothing(place: Path, run
     assert "[keys-to-approve]" in run("approve", "team/sql:v2", "--for", "prod", "-m", "fine", code=2).stderr
     document = json.loads(run("approve", "team/sql:v2", "--for", "prod", "-m", "ok", "--key", "ana.key", "--json").stdout)
     assert (document["ref"], document["tag"], document["signed"]) == ("team/sql:v2", "prod", True)
-    asked = run("promote", "team/sql:staging", "prod", "--dry-run").stdout
-    assert asked.endswith("team/sql:v2 meets 3 requirements: `adapterhub promote team/sql:v2 prod` moves team/sql:prod\n")
+    output = run("promote", "team/sql:staging", "prod", "--dry-run").stdout
+    assert output.endswith("team/sql:v2 meets 3 requirements: `adapterhub promote team/sql:v2 prod` moves team/sql:prod\n")
     assert json.loads(run("show", "team/sql:prod", "--json").stdout)["number"] == 1
     assert run("promote", "team/sql:staging", "prod").stdout.endswith("team/sql:prod is team/sql:v2\n")
     assert run("promote", "team/sql:v2", "prod").stdout.endswith("team/sql:prod is team/sql:v2 already\n")
@@ -109,8 +109,8 @@ def test_a_withdrawal_says_what_happens_to_tags(place: Path, run: Run, tmp_path:
     )  # fmt: skip
     (withdrawn,) = json.loads(run("withdraw", "team/sql:v2", "-m", "too", "--json").stdout)["withdrawn"]
     assert (withdrawn["reason"], withdrawn["latest"], withdrawn["tags"]) == ("too", None, [])
-    shown = run("show", "team/sql:v1")
-    assert "warning: team/sql:v1 was withdrawn: leaked" in shown.stderr
+    result = run("show", "team/sql:v1")
+    assert "warning: team/sql:v1 was withdrawn: leaked" in result.stderr
     assert "[withdrawn]" in run("push", "./a1", "team/sql", code=6).stderr
     assert "prod, (withdrawn)" in run("list").stdout
     assert [row["withdrawn"] for row in json.loads(run("list", "--json").stdout)["adapters"]] == ["too", "leaked"]

@@ -102,8 +102,8 @@ def test_sarif_and_junit_have_one_result_for_each_cause(report: Report) -> None:
 
 def test_every_report_has_each_text_of_a_cause_with_its_count_and_its_first_places() -> None:
     same = [Problem("unsupported", "a.json", f"layers.{n}", f"rank {n}", f"Mend layers.{n}") for n in range(20)]
-    other = [Problem("unsupported", "a.json", f"heads.{n}", "another text", "Another hint") for n in range(5)]
-    grouped = Report("x", "peft", None, (*same, *other))
+    other_problems = [Problem("unsupported", "a.json", f"heads.{n}", "another text", "Another hint") for n in range(5)]
+    grouped = Report("x", "peft", None, (*same, *other_problems))
     text = (
         "layers.0, layers.1, layers.2 and 17 more: rank 0 to 19. Mend layers.0; "
         "heads.0, heads.1, heads.2 and 2 more: another text. Another hint"
@@ -135,8 +135,8 @@ def test_junit_counts_add_up_and_names_stay(report: Report) -> None:
 
 
 def test_junit_skips_what_was_not_checked(tmp_path: Path, report: Report) -> None:
-    def skipped(*given: Report) -> set[str]:
-        cases = ET.fromstring(report_documents.junit(given)).iter("testcase")
+    def skipped(*reports: Report) -> set[str]:
+        cases = ET.fromstring(report_documents.junit(reports)).iter("testcase")
         return {str(case.get("name")).partition(":")[0] for case in cases if case.find("skipped") is not None}
 
     assert skipped(nasty()) == set(checks.CODES) - checks.SCAN - {"malformed"}

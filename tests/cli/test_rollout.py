@@ -36,9 +36,9 @@ def test_it_shows_the_step_and_what_each_bound_tells(run: Run, terminal: Termina
     assert "5 % -> [25 % 0 min, then a person] -> 100 %" in text
     assert text.count("cannot tell yet: 40 of about ") == text.count("cannot tell yet") == 1
     assert max(map(len, text.splitlines())) <= 80
-    [shown] = json.loads(run("rollout", "show", "team/sql:v2", "legal", "--json").stdout)["rollouts"]
-    assert (shown["route"], shown["state"], shown["step"], shown["share"]) == ("legal", "running", 2, 25)
-    assert (shown["bounds"][0]["pairs"], shown["bounds"][0]["verdict"]) == (40, "cannot tell yet")
+    [rollout] = json.loads(run("rollout", "show", "team/sql:v2", "legal", "--json").stdout)["rollouts"]
+    assert (rollout["route"], rollout["state"], rollout["step"], rollout["share"]) == ("legal", "running", 2, 25)
+    assert (rollout["bounds"][0]["pairs"], rollout["bounds"][0]["verdict"]) == (40, "cannot tell yet")
 
 
 def test_a_broken_bound_is_told_once_with_its_reason(place: Path, run: Run) -> None:
@@ -84,8 +84,8 @@ def test_a_candidate_that_was_withdrawn_after_its_rollout_is_rolled_back(place: 
     text = run("rollout", "show", "team/sql").stdout
     assert text.startswith("legal: rolled back: the candidate was withdrawn: a leak\n")
     assert "[100 %]" not in text
-    [shown] = json.loads(run("rollout", "show", "team/sql:v2", "--json").stdout)["rollouts"]
-    assert (shown["state"], shown["share"]) == ("rolled back", 0)
+    [rollout] = json.loads(run("rollout", "show", "team/sql:v2", "--json").stdout)["rollouts"]
+    assert (rollout["state"], rollout["share"]) == ("rolled back", 0)
 
 
 def test_several_rollouts_must_be_named(place: Path, run: Run) -> None:

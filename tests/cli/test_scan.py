@@ -24,7 +24,7 @@ def test_an_adapter_is_compared_with_the_others_of_its_base_by_number(run: Run, 
     document = json.loads(run("scan", "team/a", "--json").stdout)
     assert document["weights"]["base"] == "org/base"
     assert document["weights"]["population"] == 2
-    assert {one["n"] for one in (*document["weights"]["kinds"], *document["weights"]["modules"])} == {2}
+    assert {row["n"] for row in (*document["weights"]["kinds"], *document["weights"]["modules"])} == {2}
     assert len(document["weights"]["modules"]) == 4
     again = json.loads(run("scan", "team/a", "--json").stdout)  # the numbers of others from the cache
     assert again == document

@@ -46,9 +46,9 @@ def base(tmp_path: Path) -> Path:
 def test_options_that_cannot_be(run: Run, base: Path, tmp_path: Path, options: tuple[Any, ...], code: int, words: str) -> None:
     (tmp_path / "text.pem").write_text("not a certificate\n")
     usual = () if "--engine-url" in options else ("--engine-url", NOBODY)
-    done = run("serve", "--base", base, "--engine", "vllm", *usual, "--port", 0, *options, code=code, cwd=tmp_path)
-    assert words in done.stderr
-    assert "bug" not in done.stderr
+    result = run("serve", "--base", base, "--engine", "vllm", *usual, "--port", 0, *options, code=code, cwd=tmp_path)
+    assert words in result.stderr
+    assert "bug" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_engines_of_the_route_file_are_used_without_a_url(
     run: Run, base: Path, tmp_path: Path, table: str, code: int, words: str
 ) -> None:
     (tmp_path / "engines.toml").write_text(f"[[engines]]\n{table}\n")
-    done = run("serve", base, "--engine", "vllm", "--route", tmp_path / "engines.toml", "--port", 0, code=code)
-    assert words in done.stderr
+    result = run("serve", base, "--engine", "vllm", "--route", tmp_path / "engines.toml", "--port", 0, code=code)
+    assert words in result.stderr
 
 
 def test_names_at_a_hub_that_may_not_be_asked_are_refused_at_the_start(run: Run, base: Path) -> None:
     words = ("serve", "--base", base, "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, "--remote", "hf://")
-    done = run(*words, env={"HF_HUB_OFFLINE": "1"}, code=6)
-    assert "HF_HUB_OFFLINE: is set, so nothing is fetched" in done.stderr
+    result = run(*words, env={"HF_HUB_OFFLINE": "1"}, code=6)
+    assert "HF_HUB_OFFLINE: is set, so nothing is fetched" in result.stderr
 
 
 def test_a_base_does_not_answer_for_an_adapter_of_its_name(run: Run, base: Path, tmp_path: Path) -> None:
@@ -93,17 +93,17 @@ def test_a_base_does_not_answer_for_an_adapter_of_its_name(run: Run, base: Path,
         "--port",
         0,
     )
-    done = run(*words, "--base-name", "team/sql", code=6)
-    assert "team/sql: is the name of the base and of an adapter. Pass another one as --base-name" in done.stderr
-    for others in (("--base-name", "team/other"), ("--base-name", "team/sql", "other/*")):
-        assert "does not answer" in run(*words, *others, code=8).stderr
+    result = run(*words, "--base-name", "team/sql", code=6)
+    assert "team/sql: is the name of the base and of an adapter. Pass another one as --base-name" in result.stderr
+    for arguments in (("--base-name", "team/other"), ("--base-name", "team/sql", "other/*")):
+        assert "does not answer" in run(*words, *arguments, code=8).stderr
 
 
 def test_a_port_in_use(run: Run, base: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = run("serve", base, "--engine", "vllm", "--engine-url", NOBODY, "--port", port, code=8)
-    assert f"127.0.0.1:{port}: Address already in use. Choose another port" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        result = run("serve", base, "--engine", "vllm", "--engine-url", NOBODY, "--port", port, code=8)
+    assert f"127.0.0.1:{port}: Address already in use. Choose another port" in result.stderr
 
 
 def test_threads_of_torch_wait_shortly_in_a_gateway_too(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,9 +112,9 @@ def test_threads_of_torch_wait_shortly_in_a_gateway_too(base: Path, monkeypatch:
         monkeypatch.delenv(name)
     chosen: dict[str, Any] = {"urls": (), "program": "", "name": None, "max_rank": 8, "nf4": False}
     chosen |= {"context": None, "dtype": None}
-    wanted: dict[str, Any] = {"max_adapters": 1, "one_process": False, "has_plugin": False, "extra_words": ()}
-    with engines.open_engine(str(base), Settings(), engine="torch", **chosen, **wanted) as found:
-        assert found.engine.name == "torch"
+    engine_options: dict[str, Any] = {"max_adapters": 1, "one_process": False, "has_plugin": False, "extra_words": ()}
+    with engines.open_engine(str(base), Settings(), engine="torch", **chosen, **engine_options) as opened:
+        assert opened.engine.name == "torch"
         assert os.environ["GOMP_SPINCOUNT"] in ("0", "1000")
 
 
@@ -125,7 +125,7 @@ def test_an_adapter_in_the_place_of_the_base_is_told_apart(run: Run, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "--base: is missing, and so is a SRC that records one. Pass --base with its folder"),
         (["team/*"], "team/*: is a pattern of names, which records no base. Pass --base with its folder"),
@@ -140,14 +140,14 @@ def test_an_adapter_in_the_place_of_the_base_is_told_apart(run: Run, tmp_path: P
         (["team/sql@sha256:0a", "--base", "base"], "each request chooses its own as `model`. Write team/sql"),
     ],
 )
-def test_names_that_cannot_be_served_are_told_apart(run: Run, base: Path, words: list[str], told: str) -> None:
+def test_names_that_cannot_be_served_are_told_apart(run: Run, base: Path, words: list[str], message: str) -> None:
     error = run("serve", *words, code=2, cwd=base.parent).stderr
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["adapters/a00", "--base", "base"], 3, "adapters/a00: no such adapter. It is a path here. Push it first"),
         (["adapters/a00"], 2, "adapters/a00: is a path, and no adapter in the registry has this name. Push it first"),
@@ -165,13 +165,13 @@ def test_names_that_cannot_be_served_are_told_apart(run: Run, base: Path, words:
     ],
 )
 def test_what_is_not_in_the_registry_is_never_served_as_the_base_alone(
-    run: Run, base: Path, words: list[str], code: int, told: str
+    run: Run, base: Path, words: list[str], code: int, message: str
 ) -> None:
     folders.adapter(base.parent / "pushed", folders.pairs(1))
     folders.adapter(base.parent / "adapters/a00", folders.pairs(1))
     run("push", "pushed", "other/legal")
     error = run("serve", *words, "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, code=code).stderr
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
@@ -179,22 +179,22 @@ def test_a_pulled_folder_at_the_path_of_its_name_is_the_version(run: Run, base: 
     folders.adapter(base.parent / "other/legal", folders.pairs(1))
     run("push", "other/legal", "other/legal")
     for pattern in ("other/legal", "other/*"):
-        done = run("serve", pattern, "--base", "base", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, code=8)
-        assert "no adapter matches" not in done.stderr
+        result = run("serve", pattern, "--base", "base", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, code=8)
+        assert "no adapter matches" not in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("patterns", "told"),
+    ("patterns", "message"),
     [
         (["team/*"], "no adapter matches team/*; until one is pushed, the base alone is served\n"),
         (["team/*", "other/*"], "no adapter matches team/*\n"),
     ],
 )
-def test_a_pattern_without_a_match_is_told_at_the_start(run: Run, base: Path, patterns: list[str], told: str) -> None:
+def test_a_pattern_without_a_match_is_told_at_the_start(run: Run, base: Path, patterns: list[str], message: str) -> None:
     folders.adapter(base.parent / "adapter", folders.pairs(1))
     run("push", "adapter", "other/legal")
-    done = run("serve", *patterns, "--base", "base", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, code=8)
-    assert told in done.stderr
+    result = run("serve", *patterns, "--base", "base", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, code=8)
+    assert message in result.stderr
 
 
 def test_an_adapter_is_served_on_the_base_that_it_records(run: Run, tmp_path: Path) -> None:

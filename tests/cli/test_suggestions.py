@@ -11,7 +11,7 @@ from tests.conftest import Run
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"),
+    ("words", "suggestion"),
     [
         (["pul"], "pull"),
         (["delete", "team/sql"], "rm"),
@@ -41,19 +41,23 @@ from tests.conftest import Run
         (["dist-tag"], "tag"),
     ],
 )
-def test_a_word_that_people_try_names_the_command(run: Run, words: list[str], meant: str) -> None:
+def test_a_word_that_people_try_names_the_command(run: Run, words: list[str], suggestion: str) -> None:
     error = run(*words, code=2).stderr
-    assert f"no such command. Did you mean `adapterhub {meant}`?" in error
+    assert f"no such command. Did you mean `adapterhub {suggestion}`?" in error
     assert error.count("\n") == 1
 
 
 def test_synonyms_lead_to_commands_and_options_that_exist_and_are_not_commands_themselves() -> None:
     paths = dict(commands(app))
-    groups = {f"{group} {word}": f"{group} {meant}" for group, words in GROUP_SYNONYMS.items() for word, meant in words.items()}
-    for word, meant in (SYNONYMS | groups).items():
+    groups = {
+        f"{group} {word}": f"{group} {suggestion}"
+        for group, words in GROUP_SYNONYMS.items()
+        for word, suggestion in words.items()
+    }
+    for word, suggestion in (SYNONYMS | groups).items():
         assert word not in paths
-        name, _, option = meant.partition(" --")
-        assert name in paths or meant == "--version"
+        name, _, option = suggestion.partition(" --")
+        assert name in paths or suggestion == "--version"
         assert not option or f"--{option}" in {spelled for parameter in paths[name].params for spelled in parameter.opts}
 
 

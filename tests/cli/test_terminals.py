@@ -29,7 +29,7 @@ from tests.support.forked import Forked
 if sys.platform != "linux":
     pytest.skip("needs fork, /dev/full and Linux's signals", allow_module_level=True)
 
-LEAVES = [name for name, found in commands(app) if not isinstance(found, click.Group)]
+LEAVES = [name for name, command in commands(app) if not isinstance(command, click.Group)]
 # What each is run with; those that need torch show what they would do.
 INVOCATIONS = {
     "run": "--help",
@@ -149,10 +149,15 @@ class World:
     def __init__(self, folder: Path, server: Forked) -> None:
         self.folder, self._server = folder, server
 
-    def environment(self, **more: str) -> dict[str, str]:
-        own = {"COLUMNS": str(COLUMNS), "LINES": "40", "DOCKER_CONFIG": str(self.folder / "docker"), "HF_HUB_OFFLINE": "1"}
-        kept = {key: value for key, value in _environment(self.folder, None).items() if key not in ("NO_COLOR", "TERM")}
-        return {**kept, **own, **more}
+    def environment(self, **variables: str) -> dict[str, str]:
+        own_variables = {
+            "COLUMNS": str(COLUMNS),
+            "LINES": "40",
+            "DOCKER_CONFIG": str(self.folder / "docker"),
+            "HF_HUB_OFFLINE": "1",
+        }
+        inherited = {key: value for key, value in _environment(self.folder, None).items() if key not in ("NO_COLOR", "TERM")}
+        return {**inherited, **own_variables, **variables}
 
     def piped(self, args: list[str], first: str = "") -> subprocess.CompletedProcess[str]:
         return self._server.run(args, self.folder, self.environment(), first)
@@ -165,23 +170,23 @@ class World:
             file.seek(0)
             return code, file.read()
 
-    def unread(self, args: list[str], *, both: bool = False) -> tuple[int, str]:
+    def unread(self, args: list[str], *, with_stderr: bool = False) -> tuple[int, str]:
         """`into` a pipe that nobody reads, and stderr as well if `both`."""
         reader, writer = os.pipe()
         os.close(reader)
         try:
-            return self.into(args, writer, writer if both else None)
+            return self.into(args, writer, writer if with_stderr else None)
         finally:
             os.close(writer)
 
-    def terminal(self, args: list[str], **more: str) -> tuple[int, str, str]:
+    def terminal(self, args: list[str], **variables: str) -> tuple[int, str, str]:
         """The exit code on a terminal, its stdout and its stderr, which is a terminal of its own."""
-        code, (out, err) = self._server.on_terminals(args, self.folder, self.environment(**more), count=2)
+        code, (out, err) = self._server.on_terminals(args, self.folder, self.environment(**variables), count=2)
         return code, out, err
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forked]) -> World:
+def prepared_world(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forked]) -> World:
     world = World(tmp_path_factory.mktemp("world"), servers(*CHECKING))
     folder = world.folder
     base(folder / "base")
@@ -215,9 +220,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forked
 
 
 @pytest.fixture
-def world(made: World, tmp_path: Path) -> World:
-    shutil.copytree(made.folder, tmp_path / "w")
-    return World(tmp_path / "w", made._server)
+def world(prepared_world: World, tmp_path: Path) -> World:
+    shutil.copytree(prepared_world.folder, tmp_path / "w")
+    return World(tmp_path / "w", prepared_world._server)
 
 
 def test_every_command_is_here() -> None:
@@ -272,7 +277,7 @@ def test_an_error_on_a_terminal_breaks_between_words_and_keeps_a_command_whole(w
 def test_an_error_that_nobody_reads_is_one_line_at_most(world: World) -> None:
     code, complaint = world.unread(["list", *BROKEN])
     assert (code, complaint.count("\n")) == (141, 1)
-    assert world.unread(["list", *BROKEN], both=True)[0] == 141
+    assert world.unread(["list", *BROKEN], with_stderr=True)[0] == 141
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -342,13 +347,13 @@ sys.addaudithook(event)
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_ctrl_c_is_one_line(world: World, made: World, tmp_path: Path, name: str) -> None:
+def test_ctrl_c_is_one_line(world: World, prepared_world: World, tmp_path: Path, name: str) -> None:
     """A third and two thirds of the way through its work with files, sockets and databases."""
     result = world.piped(words(name), _INTERRUPT.format(moment=None))
     assert "\x1b" not in result.stdout + result.stderr
     moments = int((world.folder / "moments").read_text())
     for third in (1, 2):
-        again = World(shutil.copytree(made.folder, tmp_path / str(third)), made._server)
+        again = World(shutil.copytree(prepared_world.folder, tmp_path / str(third)), prepared_world._server)
         moment = moments * third // 3
         result = again.piped(words(name), _INTERRUPT.format(moment=moment))
         assert result.returncode == 130, (result.returncode, result.stderr)
@@ -371,9 +376,9 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_a_full_disk_is_one_line(small_disk: Path, made: World, name: str) -> None:
+def test_a_full_disk_is_one_line(small_disk: Path, prepared_world: World, name: str) -> None:
     """Or no error, where nothing has to be written."""
-    world = World(shutil.copytree(made.folder, small_disk / "w"), made._server)
+    world = World(shutil.copytree(prepared_world.folder, small_disk / "w"), prepared_world._server)
     try:
         with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
             while filler.write(bytes(1 << 16)):

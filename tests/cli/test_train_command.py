@@ -61,8 +61,8 @@ def config(model: Path, tmp_path: Path) -> Path:
 
 
 def test_training_reports_what_it_does_and_its_result(run: Run, config: Path, tmp_path: Path) -> None:
-    done = run("train", "letters.toml", "--json")
-    result = json.loads(done.stdout)
+    trained = run("train", "letters.toml", "--json")
+    result = json.loads(trained.stdout)
     assert list(result) == [
         "output", "steps", "tokens", "loss", "perplexity_before", "perplexity_after", "accuracy_before", "accuracy_after",
         "kept", "parameters", "memory", "report",
@@ -70,11 +70,11 @@ def test_training_reports_what_it_does_and_its_result(run: Run, config: Path, tm
     ]  # fmt: skip
     assert (result["output"], result["steps"]) == ("letters", 3)
     assert {"adapter.json", "adapter_model.safetensors"} <= {file["path"] for file in result["files"]}
-    assert "trains 3.3 k of" in done.stderr
-    assert "in 4 bits" in done.stderr
-    assert "step 3/3  loss" in done.stderr
-    assert "tokens/s read" in done.stderr
-    assert "\x1b" not in done.stderr
+    assert "trains 3.3 k of" in trained.stderr
+    assert "in 4 bits" in trained.stderr
+    assert "step 3/3  loss" in trained.stderr
+    assert "tokens/s read" in trained.stderr
+    assert "\x1b" not in trained.stderr
     assert result["report"]["tokens_per_second"] > 0
     run("validate", "letters", "--base", "tiny", "--for", "peft", "--for", "llama.cpp")
     run("push", "letters", "team/letters")
@@ -258,10 +258,10 @@ def test_an_evaluation_of_pairs_tells_how_many_are_preferred(run: Run, config: P
     pair = json.dumps({"prompt": "a b", "chosen": "c d", "rejected": "e f"}) + "\n"
     for name in ("train", "heldout"):
         (tmp_path / f"{name}.jsonl").write_text(pair * 4)
-    done = run("train", "letters.toml", "--set", "preference.method=orpo", "--set", "train.steps=1")
-    assert done.returncode == 0, done.stderr
-    assert "step 0/1: held-out pairs: " in done.stderr
-    assert "% preferred, margin " in done.stderr
+    result = run("train", "letters.toml", "--set", "preference.method=orpo", "--set", "train.steps=1")
+    assert result.returncode == 0, result.stderr
+    assert "step 0/1: held-out pairs: " in result.stderr
+    assert "% preferred, margin " in result.stderr
 
 
 def test_the_trainer_signs_what_it_did_for_the_version_that_it_pushes(run: Run, config: Path, tmp_path: Path) -> None:
@@ -350,8 +350,8 @@ def test_a_remote_is_asked_before_the_first_step_whether_it_takes_the_push(
 def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Path, tmp_path: Path) -> None:
     run("init")
     before = json.loads(run("train", "letters.toml", "--push", "team/letters", "--json").stdout)
-    asked = ("--data", "heldout.jsonl", "--base", "tiny", "--threads", "1")
-    document = json.loads(run("eval", "team/letters", *asked, "--gate", "ppl<1000", "--json").stdout)
+    eval_options = ("--data", "heldout.jsonl", "--base", "tiny", "--threads", "1")
+    document = json.loads(run("eval", "team/letters", *eval_options, "--gate", "ppl<1000", "--json").stdout)
     assert document["metrics"]["perplexity"] == before["perplexity_after"]
     assert (document["ok"], document["recorded"], document["ref"]) == (True, "team/letters:v1", "team/letters:v1")
     assert document["gates"] == [
@@ -360,7 +360,7 @@ def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Pat
     bound = f"eval_perplexity<{document['metrics']['perplexity'] + 0.1:.3f}"
     assert json.loads(run("search", "--metric", bound, "--json").stdout)["total"] == 1
     assert json.loads(run("show", "team/letters", "--json").stdout)["evaluations"][0]["metrics"] == document["metrics"]
-    stdout = run("eval", "./letters", *asked, "--gate", "ppl/base<0.001", code=1).stdout
+    stdout = run("eval", "./letters", *eval_options, "--gate", "ppl/base<0.001", code=1).stdout
     assert "with the adapter" in stdout
     assert "FAILED: ppl/base<0.001" in stdout
     assert "recorded" not in stdout
@@ -376,22 +376,22 @@ def test_data_sets_have_results_and_gates_of_their_own_and_are_compared_with_ano
     compared = (*words, "--data", "many=many.jsonl", "--against", "team/letters:v1")
     gates = ("--gate", "ppl<1000", "--gate", "many_ppl/against<100", "--gate", "few_ppl/against<100")
     document = json.loads(run(*compared, *gates, "--json", code=1).stdout)
-    few, many = document["evaluations"]
-    assert [few["name"], many["name"], document["recorded"]] == ["few", "many", "team/letters:v2"]
-    assert (many["against"]["ref"], many["against"]["documents"]) == ("team/letters:v1", 12)
-    assert many["metrics"]["perplexity_against"] == many["against"]["perplexity_ratio"]
-    assert [(gate["gate"], gate["ok"]) for gate in many["gates"]] == [("ppl<1000", True), ("ppl/against<100", True)]
-    assert [gate["ok"] for gate in few["gates"]] == [True, False]
-    assert few["gates"][1]["reason"].startswith("cannot tell yet: 8 of at least 10 documents needed")
+    small, large = document["evaluations"]
+    assert [small["name"], large["name"], document["recorded"]] == ["few", "many", "team/letters:v2"]
+    assert (large["against"]["ref"], large["against"]["documents"]) == ("team/letters:v1", 12)
+    assert large["metrics"]["perplexity_against"] == large["against"]["perplexity_ratio"]
+    assert [(gate["gate"], gate["ok"]) for gate in large["gates"]] == [("ppl<1000", True), ("ppl/against<100", True)]
+    assert [gate["ok"] for gate in small["gates"]] == [True, False]
+    assert small["gates"][1]["reason"].startswith("cannot tell yet: 8 of at least 10 documents needed")
     assert {item["name"] for item in json.loads(run("show", "team/letters", "--json").stdout)["evaluations"]} >= {"few", "many"}
     text = run(*words, "--against", "base", "--no-record", "--gate", "ppl/against<100", code=1).stdout
     assert "perplexity relative to base: " in text
     assert "FAILED: ppl/against<100 (cannot tell yet: 8 of at least 10 documents needed" in text
     # A folder of that name is the adapter that was named, whatever it is compared with.
     (tmp_path / "s1").rename(tmp_path / "base")
-    asked = ("--base", "tiny", "--threads", "1", "--data", "many.jsonl", "--against", "team/letters:v2", "--json")
+    eval_options = ("--base", "tiny", "--threads", "1", "--data", "many.jsonl", "--against", "team/letters:v2", "--json")
     of_folder, of_version = (
-        json.loads(run("eval", source, *asked, "--no-record").stdout) for source in ("base", "team/letters:v1")
+        json.loads(run("eval", source, *eval_options, "--no-record").stdout) for source in ("base", "team/letters:v1")
     )
     assert of_folder["metrics"] == of_version["metrics"]
 

@@ -21,7 +21,7 @@ VARIABLES = (
 
 
 @pytest.fixture(autouse=True)
-def _nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _empty_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     environment.user.cache_clear()
     environment.project.cache_clear()
     for name in VARIABLES:

@@ -49,7 +49,7 @@ class Family:
         convert: The function in `diffusers.loaders` that renames the makers' modules one by one, if there is one.
         prefix: That of the names that it is given.
         only: The beginning of the names that it knows.
-        others: Tensors that it asks for, and that no adapter has.
+        required: Tensors that it asks for, and that no adapter has.
     """
 
     model: str
@@ -57,13 +57,13 @@ class Family:
     convert: str = ""
     prefix: str = ""
     only: str = ""
-    others: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
 
-    def more(self) -> dict[str, Any]:
-        """`others`, as zeros."""
+    def required_zeros(self) -> dict[str, Any]:
+        """`required`, as zeros."""
         import torch
 
-        return {name: torch.zeros(1) for name in self.others}
+        return {name: torch.zeros(1) for name in self.required}
 
 
 CHECKPOINT, LORA = "single_file_utils.convert_", "lora_conversion_utils._convert_non_diffusers_"
@@ -100,7 +100,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "AuraFlow": Family(
         "AuraFlowTransformer2DModel", {"num_mmdit_layers": 1, "num_single_dit_layers": 1},
-        CHECKPOINT + "auraflow_transformer_checkpoint_to_diffusers", others=("positional_encoding", "init_x_linear.bias"),
+        CHECKPOINT + "auraflow_transformer_checkpoint_to_diffusers", required=("positional_encoding", "init_x_linear.bias"),
     ),
     "HiDream": Family(
         "HiDreamImageTransformer2DModel",
@@ -134,4 +134,4 @@ def linears(family: str) -> dict[str, tuple[int, int]]:
 
 
 def table_of(family: str) -> name_table.Table:
-    return next(each for each in family_tables.TRANSFORMERS if each.name == family)
+    return next(table for table in family_tables.TRANSFORMERS if table.name == family)

@@ -23,16 +23,16 @@ from adapterhub_converters.errors import RefusedError
 Q, TABLE = "model.layers.0.self_attn.q_proj", "model.embed_tokens"
 
 
-def ones(*shape: int) -> np.ndarray:
+def filled_with_ones(*shape: int) -> np.ndarray:
     return np.ones(shape, np.float32)
 
 
-PLAIN = Adapter({Q: LowRank(ones(2, 9), ones(12, 2), 4.0)})
+PLAIN = Adapter({Q: LowRank(filled_with_ones(2, 9), filled_with_ones(12, 2), 4.0)})
 
 
 def test_tensors_are_in_a_fixed_order_and_counted_once() -> None:
-    delta = LowRank(ones(2, 9), ones(12, 2), 4.0, bias=ones(12))
-    adapter = Adapter({"b": delta, "a": delta}, replaced={"norm.weight": ones(9)})
+    delta = LowRank(filled_with_ones(2, 9), filled_with_ones(12, 2), 4.0, bias=filled_with_ones(12))
+    adapter = Adapter({"b": delta, "a": delta}, replaced={"norm.weight": filled_with_ones(9)})
     assert [name for name, _ in adapter.tensors()] == [
         "a.lora_A", "a.lora_B", "a.lora_B.bias", "b.lora_A", "b.lora_B", "b.lora_B.bias", "norm.weight",
     ]  # fmt: skip
@@ -42,20 +42,20 @@ def test_tensors_are_in_a_fixed_order_and_counted_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("adapter", "where"),
+    ("adapter", "place"),
     [
         (replace(PLAIN, meta=Meta(invocation=(1, 2))), "alora_invocation_tokens"),
         (replace(PLAIN, meta=Meta(layers=((0, 4), (2, 6)))), "layer_replication"),
-        (replace(PLAIN, meta=Meta(ties=True), replaced={f"{TABLE}.weight": ones(4, 9)}), "ensure_weight_tying"),
+        (replace(PLAIN, meta=Meta(ties=True), replaced={f"{TABLE}.weight": filled_with_ones(4, 9)}), "ensure_weight_tying"),
         (replace(PLAIN, meta=Meta(dora=True)), "use_dora"),
-        (replace(PLAIN, copies={f"{TABLE}.weight": ones(4, 9)}), f"{TABLE}.weight"),
-        (replace(PLAIN, added={"norm.weight": ones(9)}), "added"),
+        (replace(PLAIN, copies={f"{TABLE}.weight": filled_with_ones(4, 9)}), f"{TABLE}.weight"),
+        (replace(PLAIN, added={"norm.weight": filled_with_ones(9)}), "added"),
     ],
 )
-def test_what_only_peft_can_say_is_refused_by_its_name(adapter: Adapter, where: str) -> None:
+def test_what_only_peft_can_say_is_refused_by_its_name(adapter: Adapter, place: str) -> None:
     with pytest.raises(RefusedError) as caught:
         refuse_conditions(adapter)
-    assert caught.value.where == where
+    assert caught.value.where == place
 
 
 def test_a_condition_that_changes_nothing_is_none() -> None:
@@ -64,17 +64,19 @@ def test_a_condition_that_changes_nothing_is_none() -> None:
 
 
 def test_pairs_are_those_of_one_module_or_of_a_stack() -> None:
-    stack = Adapter({"experts": StackedLowRank(ones(3, 2, 9), ones(3, 12, 2), 4.0)})
+    stack = Adapter({"experts": StackedLowRank(filled_with_ones(3, 2, 9), filled_with_ones(3, 12, 2), 4.0)})
     assert [*factor_pairs(stack)] == ["experts"]
     with pytest.raises(RefusedError, match="StackedLowRank is not supported here"):
         plain_pairs(stack)
-    table = Adapter({TABLE: LowRankEmbedding(ones(2, 100), ones(9, 2), 4.0, magnitude=ones(1, 100))})
+    table = Adapter(
+        {TABLE: LowRankEmbedding(filled_with_ones(2, 100), filled_with_ones(9, 2), 4.0, magnitude=filled_with_ones(1, 100))}
+    )
     with pytest.raises(RefusedError, match="DoRA on an embedding table"):
         factor_pairs(table)
 
 
 def test_all_that_deltas_cannot_say_is_listed_at_once() -> None:
-    adapter = Adapter({}, replaced={"norm.weight": ones(9)}, meta=Meta(init="olora", invocation=(1,)))
+    adapter = Adapter({}, replaced={"norm.weight": filled_with_ones(9)}, meta=Meta(init="olora", invocation=(1,)))
     problems = problems_beyond_deltas(adapter, "this format")
     assert len(problems) == 4
     assert "no low-rank delta" in problems[0]

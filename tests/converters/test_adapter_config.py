@@ -13,20 +13,20 @@ from adapterhub_converters.formats.peft import adapter_config
 Q, K, DEEP = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.11.self_attn.q_proj"
 
 
-def lora(**more: Any) -> dict[str, Any]:
-    return {"peft_type": "LORA", "r": 4, "lora_alpha": 6, **more}
+def lora(**fields: Any) -> dict[str, Any]:
+    return {"peft_type": "LORA", "r": 4, "lora_alpha": 6, **fields}
 
 
-def scales(**more: Any) -> adapter_config.Scales:
-    return adapter_config.Scales(lora(**more), "c")
+def scales(**fields: Any) -> adapter_config.Scales:
+    return adapter_config.Scales(lora(**fields), "c")
 
 
 # ---- scales
 
 
 def test_a_module_without_a_pattern_has_the_rank_and_alpha_of_the_config() -> None:
-    found = scales()
-    assert (found.rank(Q), found.alpha(Q), found.rslora) == (4, 6.0, False)
+    resolved = scales()
+    assert (resolved.rank(Q), resolved.alpha(Q), resolved.rslora) == (4, 6.0, False)
     assert scales(use_rslora=True).rslora is True
     assert scales(use_rslora=None).rslora is False
 
@@ -46,17 +46,17 @@ def test_lycoris_calls_its_alpha_otherwise(kind: str) -> None:
 
 
 def test_a_pattern_counts_for_the_modules_that_it_matches_alone() -> None:
-    found = scales(
+    resolved = scales(
         rank_pattern={"q_proj": 2, "layers.1.self_attn.k_proj": 8}, alpha_pattern={"layers.11.self_attn.q_proj": 9.5}
     )
-    assert [found.rank(one) for one in (Q, K, DEEP, "model.layers.1.mlp.up_proj")] == [2, 8, 2, 4]
-    assert [found.alpha(one) for one in (Q, K, DEEP)] == [6.0, 6.0, 9.5]
-    assert found.notes == []
+    assert [resolved.rank(path) for path in (Q, K, DEEP, "model.layers.1.mlp.up_proj")] == [2, 8, 2, 4]
+    assert [resolved.alpha(path) for path in (Q, K, DEEP)] == [6.0, 6.0, 9.5]
+    assert resolved.notes == []
 
 
 def test_a_pattern_matches_whole_parts_of_a_name_from_its_end() -> None:
-    found = scales(rank_pattern={"proj": 2, "layers.1.self_attn": 3})
-    assert [found.rank(one) for one in (Q, K)] == [4, 4]
+    resolved = scales(rank_pattern={"proj": 2, "layers.1.self_attn": 3})
+    assert [resolved.rank(path) for path in (Q, K)] == [4, 4]
 
 
 def test_a_pattern_of_0_is_no_missing_one() -> None:
@@ -64,43 +64,43 @@ def test_a_pattern_of_0_is_no_missing_one() -> None:
 
 
 def test_the_first_of_two_patterns_wins_and_is_reported_once_if_they_differ() -> None:
-    found = scales(alpha_pattern={"q_proj": 1, "self_attn.q_proj": 2}, rank_pattern={"q_proj": 2, "self_attn.q_proj": 2})
-    assert [found.alpha(Q), found.alpha(Q), found.rank(Q)] == [1.0, 1.0, 2]
-    (note,) = found.notes
+    resolved = scales(alpha_pattern={"q_proj": 1, "self_attn.q_proj": 2}, rank_pattern={"q_proj": 2, "self_attn.q_proj": 2})
+    assert [resolved.alpha(Q), resolved.alpha(Q), resolved.rank(Q)] == [1.0, 1.0, 2]
+    (note,) = resolved.notes
     assert note.startswith(
         f'{Q}: alpha_pattern "q_proj" and "self_attn.q_proj" both match and differ; the first in the file wins'
     )
-    assert list(found.unused_patterns()) == []
+    assert list(resolved.unused_patterns()) == []
 
 
 def test_ranks_that_differ_are_reported_as_ranks() -> None:
-    found = scales(rank_pattern={"q_proj": 1, "self_attn.q_proj": 2})
-    found.rank(Q)
-    assert f'{Q}: rank_pattern "q_proj"' in found.notes[0]
+    resolved = scales(rank_pattern={"q_proj": 1, "self_attn.q_proj": 2})
+    resolved.rank(Q)
+    assert f'{Q}: rank_pattern "q_proj"' in resolved.notes[0]
 
 
 def test_a_pattern_without_a_module_is_reported() -> None:
-    found = scales(rank_pattern={"q_proj": 2, "o_proj": 3}, alpha_pattern={"v_proj": 5})
-    found.rank(Q)
-    found.alpha(Q)
-    assert list(found.unused_patterns()) == [
+    resolved = scales(rank_pattern={"q_proj": 2, "o_proj": 3}, alpha_pattern={"v_proj": 5})
+    resolved.rank(Q)
+    resolved.alpha(Q)
+    assert list(resolved.unused_patterns()) == [
         'rank_pattern "o_proj" matches no module of the adapter',
         'alpha_pattern "v_proj" matches no module of the adapter',
     ]
 
 
 def test_tensors_of_another_rank_than_that_of_the_config_are_reported() -> None:
-    found = scales()
-    found.check_rank(Q, 4)
-    assert found.notes == []
-    found.check_rank(Q, 2)
-    assert found.notes == [f"{Q}: rank 2 by its tensors, 4 by the config: peft would refuse to load it"]
+    resolved = scales()
+    resolved.check_rank(Q, 4)
+    assert resolved.notes == []
+    resolved.check_rank(Q, 2)
+    assert resolved.notes == [f"{Q}: rank 2 by its tensors, 4 by the config: peft would refuse to load it"]
 
 
 def test_the_patterns_of_adalora_are_not_peft_s_to_apply() -> None:
     kind = {"peft_type": "ADALORA", "r": 4, "lora_alpha": 6}
-    found = adapter_config.Scales({**kind, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 9}}, "c")
-    assert (found.rank(Q), found.alpha(Q)) == (4, 6.0)
+    resolved = adapter_config.Scales({**kind, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 9}}, "c")
+    assert (resolved.rank(Q), resolved.alpha(Q)) == (4, 6.0)
     adapter_config.check({**kind, "rank_pattern": {"q_proj": [True, False]}}, "c")
 
 
@@ -170,9 +170,9 @@ def test_other_mathematics_is_refused_with_all_its_keys() -> None:
 
 
 def test_a_key_that_is_unknown_and_says_something_is_named() -> None:
-    known = {"r": 1, "lora_bias": True, "use_bdlora": True}
+    known_keys = {"r": 1, "lora_bias": True, "use_bdlora": True}
     silent = {"a": None, "b": False, "c": 0, "d": "", "e": [], "f": {}}
-    assert adapter_config.unknown_keys(lora(**known, **silent, scaling=2, target_r=8)) == ["scaling", "target_r"]
+    assert adapter_config.unknown_keys(lora(**known_keys, **silent, scaling=2, target_r=8)) == ["scaling", "target_r"]
     assert adapter_config.unknown_keys({"peft_type": "ADALORA", "target_r": 8}) == []
 
 

@@ -56,7 +56,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     }
 
 
-def made(folder: Path, files: dict[str, str], sources: dict[str, bytes]) -> Path:
+def make_folder(folder: Path, files: dict[str, str], sources: dict[str, bytes]) -> Path:
     folder.mkdir()
     for name, source in files.items():
         (folder / name).write_bytes(sources[source])
@@ -102,7 +102,7 @@ WAYS: dict[str, Callable[[Path], str]] = {
 def test_the_adapter_in_a_folder_is_the_same_for_all(
     tmp_path: Path, sources: dict[str, bytes], files: dict[str, str], answer: str, way: str
 ) -> None:
-    folder = made(tmp_path / "folder", files, sources)
+    folder = make_folder(tmp_path / "folder", files, sources)
     if answer == "none":
         with pytest.raises(AdapterhubError, match="no.* adapter"):
             WAYS[way](folder)
@@ -120,12 +120,12 @@ def test_the_adapter_in_a_folder_is_the_same_for_all(
 def test_commands_refuse_two_adapters_in_the_same_words(
     tmp_path: Path, sources: dict[str, bytes], run: Run, command: tuple[str, ...]
 ) -> None:
-    made(tmp_path / "f", {"x.gguf": "gguf", "w.safetensors": "raw"}, sources)
+    make_folder(tmp_path / "f", {"x.gguf": "gguf", "w.safetensors": "raw"}, sources)
     assert "error: f: w.safetensors and x.gguf are two adapters" in run(*command, cwd=tmp_path, code=6).stderr
 
 
 def test_a_file_stands_for_itself(tmp_path: Path, sources: dict[str, bytes]) -> None:
-    folder = made(tmp_path / "f", {"x.gguf": "gguf", "w.safetensors": "raw"}, sources)
+    folder = make_folder(tmp_path / "f", {"x.gguf": "gguf", "w.safetensors": "raw"}, sources)
     assert resolve_adapter(folder / "x.gguf") == folder / "x.gguf"
     assert resolve_adapter(tmp_path / "missing") == tmp_path / "missing"
 

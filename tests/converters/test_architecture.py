@@ -65,15 +65,15 @@ def test_every_parameter_of_a_transformers_model_has_a_name(architecture: Archit
     import transformers
 
     cls = getattr(transformers, name)
-    more = {"tie_word_embeddings": True} if not architecture.head else {}
-    numbers = {**TINY, **tiny.CONFIGS.get(name, {}), **more}
+    tying = {"tie_word_embeddings": True} if not architecture.head else {}
+    numbers = {**TINY, **tiny.CONFIGS.get(name, {}), **tying}
     with torch.device("meta"):
         model = cls(cls.config_class(**{key: value for key, value in numbers.items() if value is not None}))
     assert model.config.model_type == architecture.classes[name]
     for parameter, _ in model.named_parameters():
         module = parameter.rpartition(".")[0] or parameter
-        known = architecture.stem(module) or architecture.stem(parameter) or architecture.reason_ignored(module)
-        assert known or parameter.endswith(NO_LINEAR), parameter
+        reason = architecture.stem(module) or architecture.stem(parameter) or architecture.reason_ignored(module)
+        assert reason or parameter.endswith(NO_LINEAR), parameter
 
 
 @given(heads=st.integers(1, 4), half=st.integers(1, 4), r=st.integers(1, 3))
@@ -113,7 +113,7 @@ def test_a_row_that_only_the_weights_tell_is_found_by_their_names() -> None:
 
 @pytest.mark.peer
 def test_every_class_of_llama_cpp_s_conversion_is_converted_or_refused_for_a_reason() -> None:
-    scripts = llama_cpp_scripts.found()
+    scripts = llama_cpp_scripts.scripts_folder()
     if scripts is None:
         missing("llama.cpp's conversion", install="python -m tests.support.llama_cpp_scripts")
     refused = {name for names in llama_cpp_classes.REFUSED.values() for name in names}
@@ -137,14 +137,14 @@ def test_heads_that_are_not_known_are_asked_for() -> None:
 def table() -> str:
     """What docs/formats.md says of every architecture, from the data."""
     classes: dict[str, list[str]] = {}
-    for one in ADAPTERS:
-        models = ", ".join(["convert"] * one.folder + ["merge"] * one.whole) or "—"
-        classes.setdefault(models, []).extend(f"`{name}`" for name in (*one.classes, *one.wrapped))
+    for family in ADAPTERS:
+        models = ", ".join(["convert"] * family.folder + ["merge"] * family.whole) or "—"
+        classes.setdefault(models, []).extend(f"`{name}`" for name in (*family.classes, *family.wrapped))
     rows = [f"| {models} | {', '.join(dict.fromkeys(names))} |" for models, names in classes.items()]
     lines = ["| whole models | architectures |", "| --- | --- |", *rows, "", "| architecture | no LoRA on |", "| --- | --- |"]
-    for one in ADAPTERS:
-        unseen = [path.rpartition(".")[2] for path in one.unseen] + ["lm_head"] * (not one.head)
-        lines += [f"| {', '.join(f'`{name}`' for name in one.classes)} | {', '.join(unseen)} |"] * bool(unseen)
+    for family in ADAPTERS:
+        unseen = [path.rpartition(".")[2] for path in family.unseen] + ["lm_head"] * (not family.head)
+        lines += [f"| {', '.join(f'`{name}`' for name in family.classes)} | {', '.join(unseen)} |"] * bool(unseen)
     return "\n".join(lines)
 
 

@@ -36,19 +36,19 @@ TOKENS = [3, 17, 99, 5, 64, 23, 101, 7]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Folder and GGUF file of a random model of a class."""
-    made: dict[tuple[str, ...], tuple[Path, Path]] = {}
+    folders: dict[tuple[str, ...], tuple[Path, Path]] = {}
 
     def model(name: str, converted: Converter, *flags: str, **config: Any) -> tuple[Path, Path]:
         key = (name, *flags, *map(str, config.items()))
-        if key not in made:
+        if key not in folders:
             root = tmp_path_factory.mktemp(name)
             tiny.model(name, **config).save_pretrained(root / "hf")
             if name.startswith("Gemma3"):
                 # its conversion cuts the table of embeddings to as many rows as there are tokens
                 vocabulary = {str(number): number for number in range(tiny.CONFIG["vocab_size"])}
                 (root / "hf" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
-            made[key] = root / "hf", converted(root / "hf", root / "base.gguf", *flags)
-        return made[key]
+            folders[key] = root / "hf", converted(root / "hf", root / "base.gguf", *flags)
+        return folders[key]
 
     return model
 
@@ -112,14 +112,14 @@ def emitted(path: Path) -> dict[str, np.ndarray]:
     with GGUFFile(path) as file:
         tensors = {name: file.tensor(name).astype(np.float64) for name in file.tensors}
         alpha = float(file.header.metadata["adapter.lora.alpha"])
-    found: dict[str, np.ndarray] = {}
+    products: dict[str, np.ndarray] = {}
     for name, lora_a in tensors.items():
         stem = name.removesuffix(".lora_a")
         if stem != name:
             lora_b = tensors[f"{stem}.lora_b"]
             product = lora_a @ lora_b.T if stem == "token_embd.weight" else lora_b @ lora_a
-            found[stem] = alpha / lora_b.shape[-1] * product
-    return found
+            products[stem] = alpha / lora_b.shape[-1] * product
+    return products
 
 
 def assert_linear(base: Path, changed: Path, adapter: Path) -> float:
@@ -140,10 +140,10 @@ def logits_of(folder: Path) -> np.ndarray:
     import torch
     import transformers
 
-    made = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        found: np.ndarray = made(torch.tensor([TOKENS])).logits[0].float().numpy()
-    return found
+        logits: np.ndarray = model(torch.tensor([TOKENS])).logits[0].float().numpy()
+    return logits
 
 
 def read_back(path: Path, adapter: Adapter) -> None:
@@ -173,9 +173,9 @@ def test_our_file_adds_what_llama_cpp_s_conversion_makes_of_the_weights(
 
     expected = llama_cpp.logits(changed, TOKENS)
     effect = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max()
-    found = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
-    off = np.abs(found - expected).max()
-    hf = np.abs(logits_of(tmp_path / "merged") - found).max()
+    our_logits = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
+    off = np.abs(our_logits - expected).max()
+    hf = np.abs(logits_of(tmp_path / "merged") - our_logits).max()
     print(f"{name}: linear to {error:.1g}, logits off by {off:.2g} (llama.cpp merged), {hf:.2g} (transformers merged), "
           f"effect {effect:.2g}")  # fmt: skip
     assert effect > 1
@@ -210,11 +210,11 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Conver
     gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=read_base(gguf))
     with torch.no_grad():
         expected = wrapped(torch.tensor([TOKENS])).logits[0].float().numpy()
-    found = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
+    our_logits = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
     effect = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max()
-    print(f"{name}: error {np.abs(found - expected).max():.2g}, effect {effect:.2g}, {len(targets)} modules")
+    print(f"{name}: error {np.abs(our_logits - expected).max():.2g}, effect {effect:.2g}, {len(targets)} modules")
     assert effect > 1
-    assert np.abs(found - expected).max() < 5e-3
+    assert np.abs(our_logits - expected).max() < 5e-3
     again = tmp_path / "again"
     again.mkdir()
     peft.write(gguf_lora.read(tmp_path / "a.gguf"), again)
@@ -234,12 +234,12 @@ def test_a_folder_and_its_gguf_are_one_base(tmp_path: Path, converted: Converter
     base = read_base(folder)
     shutil.copytree(folder, tmp_path / "own")
     tiny.model(name).save_pretrained(tmp_path / "own", save_original_format=False)
-    own = read_base(tmp_path / "own")
-    assert (own.tensors != base.tensors) == (name in MOE and name != "GptOssForCausalLM")
+    own_base = read_base(tmp_path / "own")
+    assert (own_base.tensors != base.tensors) == (name in MOE and name != "GptOssForCausalLM")
     prints = {base.fingerprint, *(read_base(path).fingerprint for path in (gguf, _fused(name, converted, models)))}
     assert len(prints) == 1
     assert None not in prints
-    assert own.has_fingerprint(base.fingerprint)
+    assert own_base.has_fingerprint(base.fingerprint)
 
 
 def _fused(name: str, converted: Converter, models: Any) -> Path:
@@ -322,16 +322,16 @@ def test_an_old_falcon_is_linear_and_computed_alike(tmp_path: Path, converted: C
     assert check(tmp_path, gguf, folder, adapter, base) < 5e-3
 
 
-def some(adapter: Adapter, *keep: str) -> Adapter:
+def nonzero(adapter: Adapter, *keep: str) -> Adapter:
     return Adapter({target: delta for target, delta in adapter.deltas.items() if any(part in target for part in keep)})
 
 
-def check(tmp_path: Path, gguf: Path, folder: Path, adapter: Adapter, base: BaseSpec, **more: Any) -> float:
+def check(tmp_path: Path, gguf: Path, folder: Path, adapter: Adapter, base: BaseSpec, **options: Any) -> float:
     """llama.cpp's logits with our file against transformers' with the adapter merged; the error comes back."""
-    gguf_lora.write(adapter, tmp_path / "a.gguf", base=base, **more)
+    gguf_lora.write(adapter, tmp_path / "a.gguf", base=base, **options)
     expected = logits_of(merged(folder, adapter, tmp_path / "merged"))
-    found = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
-    effect, error = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max(), np.abs(found - expected).max()
+    our_logits = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
+    effect, error = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max(), np.abs(our_logits - expected).max()
     print(f"error {error:.2g}, effect {effect:.2g}")
     assert effect > 1
     return float(error)
@@ -345,7 +345,7 @@ def test_llama_cpp_runs_experts_of_which_some_have_no_delta(
 ) -> None:
     need_module("llama_cpp_py_sync")
     folder, gguf = models(name, converted)
-    adapter = some(Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, "")))), *keep)
+    adapter = nonzero(Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, "")))), *keep)
     assert check(tmp_path, gguf, folder, adapter, read_base(gguf)) < 5e-3
     read_back(tmp_path / "a.gguf", adapter)
 
@@ -365,7 +365,7 @@ def test_llama_cpp_computes_what_peft_computes_with_target_parameters(
     names_of = [f"{layer}.mlp.experts.{kind}" for layer in (0, 1) for kind in ("gate_up_proj", "down_proj")]
     config = LoraConfig(r=2, lora_alpha=6, target_modules=[], target_parameters=names_of, task_type="CAUSAL_LM")
     wrapped = get_peft_model(tiny.model(name), config).eval()
-    found: dict[str, Delta] = {}
+    stacked: dict[str, Delta] = {}
     for path, module in wrapped.named_modules():
         if type(module).__name__ == "ParamWrapper":
             with torch.no_grad():
@@ -376,9 +376,9 @@ def test_llama_cpp_computes_what_peft_computes_with_target_parameters(
             experts = lora_A.shape[0] // 2  # peft 0.21: A has the experts outermost, B innermost
             stacked_B = np.ascontiguousarray(lora_B.reshape(-1, 2, experts).transpose(2, 0, 1))
             transposed = name == "GptOssForCausalLM"
-            found[target] = StackedLowRank(lora_A.reshape(experts, 2, -1), stacked_B, 6.0, transposed_base=transposed)
-    assert len(found) == 4
-    gguf_lora.write(Adapter(found), tmp_path / "a.gguf", base=read_base(gguf))
+            stacked[target] = StackedLowRank(lora_A.reshape(experts, 2, -1), stacked_B, 6.0, transposed_base=transposed)
+    assert len(stacked) == 4
+    gguf_lora.write(Adapter(stacked), tmp_path / "a.gguf", base=read_base(gguf))
     with torch.no_grad():
         expected = wrapped(torch.tensor([TOKENS])).logits[0].float().numpy()
     effect = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max()
@@ -404,7 +404,7 @@ def test_llama_cpp_runs_split_projections_on_a_base_that_fuses_them(
     folder, gguf = models(name, converted, "fuse_qkv")
     base = read_base(gguf)
     assert "blk.0.attn_qkv.weight" in base.stored
-    adapter = some(Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, "")))), *keep, "o_proj")
+    adapter = nonzero(Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, "")))), *keep, "o_proj")
     assert check(tmp_path, gguf, folder, adapter, base) < 5e-3
     read_back(tmp_path / "a.gguf", adapter)
 
@@ -440,17 +440,17 @@ def test_llama_cpp_computes_what_peft_computes_on_routers(tmp_path: Path, conver
     need_module("peft")
     folder, gguf = models(name, converted)
     router = "router" if name == "GptOssForCausalLM" else "gate"
-    more: dict[str, Any] = {"target_modules": ["o_proj"], "target_parameters": [f"mlp.{router}.weight"]}
-    wrapped = tiny.adapter(tiny.model(name), tmp_path / "peft", strength=0.4, **more)
+    lora_options: dict[str, Any] = {"target_modules": ["o_proj"], "target_parameters": [f"mlp.{router}.weight"]}
+    wrapped = tiny.adapter(tiny.model(name), tmp_path / "peft", strength=0.4, **lora_options)
     adapter = peft.read(tmp_path / "peft")
     assert f"model.layers.1.mlp.{router}" in adapter.deltas
     for base in (folder, gguf):
         gguf_lora.write(adapter, tmp_path / "a.gguf", base=read_base(base))
         with torch.no_grad():
             expected = wrapped(torch.tensor([TOKENS])).logits[0].float().numpy()
-        found = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
+        our_logits = llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf")
         assert np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max() > 0.5
-        assert np.abs(found - expected).max() < 5e-3
+        assert np.abs(our_logits - expected).max() < 5e-3
 
 
 @pytest.mark.peer
@@ -472,9 +472,9 @@ def test_llama_cpp_runs_a_fused_projection_on_a_base_that_splits_it(tmp_path: Pa
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "MixtralForCausalLM"])
-@pytest.mark.parametrize(("dtype", "most"), [("f32", 1e-4), ("f16", 1e-2), ("bf16", 1e-1), ("q8_0", 3e-1), ("q4_0", 3e-1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f32", 1e-4), ("f16", 1e-2), ("bf16", 1e-1), ("q8_0", 3e-1), ("q4_0", 3e-1)])
 def test_llama_cpp_runs_every_type(
-    tmp_path: Path, converted: Converter, models: Any, name: str, dtype: str, most: float
+    tmp_path: Path, converted: Converter, models: Any, name: str, dtype: str, tolerance: float
 ) -> None:
     """To the rounding of the activations that meet the factors; Mixtral with the last layer's experts alone: a rounded
     number that changes a routing changes everything."""
@@ -482,11 +482,11 @@ def test_llama_cpp_runs_every_type(
     need_module("gguf")
     folder, gguf = models(name, converted)
     adapter = Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, ""))))
-    adapter = some(adapter, "layers.1.block_sparse_moe.experts") if "Mixtral" in name else adapter
+    adapter = nonzero(adapter, "layers.1.block_sparse_moe.experts") if "Mixtral" in name else adapter
     gguf_lora.write(adapter, tmp_path / "a.gguf", base=read_base(gguf), dtype=dtype)
     runs = gguf_lora.read(tmp_path / "a.gguf")
     expected = logits_of(merged(folder, runs, tmp_path / "merged"))
     error = np.abs(llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf") - expected).max()
     print(f"{name} {dtype}: error {error:.2g}")
     assert np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max() > 1
-    assert error < most
+    assert error < tolerance

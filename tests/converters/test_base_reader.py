@@ -61,8 +61,8 @@ def test_the_real_smollm2_is_the_model_transformers_would_build(tmp_path: Path) 
     spec = read_base(need_smollm2())
     assert (spec.quantization, spec.tied, spec.config["rms_norm_eps"]) == ("q4_1", True, 1e-05)
     with torch.device("meta"):
-        made = LlamaForCausalLM(LlamaConfig(**spec.config))
-    parameters = {name: tuple(parameter.shape) for name, parameter in made.named_parameters() if name != "lm_head.weight"}
+        model = LlamaForCausalLM(LlamaConfig(**spec.config))
+    parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if name != "lm_head.weight"}
     assert {name: tensor.shape for name, tensor in spec.tensors.items()} == parameters
 
 

@@ -73,8 +73,8 @@ def test_a_copy_is_left_out_if_it_is_the_bases(tmp_path: Path) -> None:
     assert set(adapter.copies) == {"model.embed_tokens.weight", "lm_head.weight"}
     plain = without_copies(adapter, base_folder(llama(), tmp_path / "base"))
     assert plain_pairs(plain).keys() == adapter.deltas.keys()
-    other = dataclasses.replace(adapter, copies={name: -copy for name, copy in adapter.copies.items()})
+    changed = dataclasses.replace(adapter, copies={name: -copy for name, copy in adapter.copies.items()})
     with pytest.raises(RefusedError, match="differs from the base's"):
-        without_copies(other, tmp_path / "base")
+        without_copies(changed, tmp_path / "base")
     with pytest.raises(RefusedError, match="Resize the base's vocabulary"):
         without_copies(adapter, base_folder(llama(vocab_size=160), tmp_path / "larger"))

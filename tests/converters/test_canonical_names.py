@@ -58,9 +58,9 @@ def test_a_header_does_not_decide_how_many_experts_are_listed() -> None:
 
 
 def test_the_first_norm_of_falcon_is_another_one_where_there_are_two() -> None:
-    one = tensors(**{"blk.0.attn_norm.weight": (16,)})
-    assert [*canonical_names.rename_gguf(FALCON, one, {})] == ["transformer.h.0.input_layernorm.weight"]
-    two = one | tensors(**{"blk.0.attn_norm_2.weight": (16,)})
+    one_norm = tensors(**{"blk.0.attn_norm.weight": (16,)})
+    assert [*canonical_names.rename_gguf(FALCON, one_norm, {})] == ["transformer.h.0.input_layernorm.weight"]
+    two = one_norm | tensors(**{"blk.0.attn_norm_2.weight": (16,)})
     assert {*canonical_names.rename_gguf(FALCON, two, {})} == {
         "transformer.h.0.ln_mlp.weight", "transformer.h.0.ln_attn.weight",
     }  # fmt: skip

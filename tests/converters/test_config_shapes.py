@@ -39,7 +39,9 @@ CASES = [(name, {}) for name in DECODERS] + MORE + [(name, {}) for name in OTHER
 def numbers(name: str) -> dict[str, Any]:
     if name in OTHERS:
         family = {"XLMRoberta": "Roberta", "MT5": "T5"}
-        stem = next(known for known in (*CONFIGS, *family) if name.startswith((f"{known}For", f"{known}Model", f"{known}Enc")))
+        stem = next(
+            prefix for prefix in (*CONFIGS, *family) if name.startswith((f"{prefix}For", f"{prefix}Model", f"{prefix}Enc"))
+        )
         return CONFIGS[family.get(stem, stem)]
     causal = name.replace("ForSequenceClassification", "ForCausalLM")
     return tiny.CONFIG | tiny.CONFIGS.get(causal, {})
@@ -54,21 +56,25 @@ def test_a_config_alone_gives_the_shapes_transformers_builds(tmp_path: Path, nam
     import transformers
 
     cls = getattr(transformers, name)
-    given = {**numbers(name), **changes}
+    settings = {**numbers(name), **changes}
     with torch.device("meta"):
-        made = cls(cls.config_class(**{key: value for key, value in given.items() if value is not None or key in changes}))
-    made.config.architectures = [name]
-    made.config.save_pretrained(tmp_path)
+        model = cls(cls.config_class(**{key: value for key, value in settings.items() if value is not None or key in changes}))
+    model.config.architectures = [name]
+    model.config.save_pretrained(tmp_path)
     spec = read_base(tmp_path)
-    have = {parameter: tuple(tensor.shape) for parameter, tensor in made.named_parameters(remove_duplicate=False)}
+    parameter_shapes = {parameter: tuple(tensor.shape) for parameter, tensor in model.named_parameters(remove_duplicate=False)}
     assert spec.derived
-    assert {parameter: tensor.shape for parameter, tensor in spec.derived.items()}.items() <= have.items()
+    assert {parameter: tensor.shape for parameter, tensor in spec.derived.items()}.items() <= parameter_shapes.items()
     # All there is in a layer: whatever is missing there is an error to a check.
     layered = {
-        parameter for parameter, shape in have.items() if len(shape) > 1 and target_modules.layer_of(parameter) is not None
+        parameter
+        for parameter, shape in parameter_shapes.items()
+        if len(shape) > 1 and target_modules.layer_of(parameter) is not None
     }
     unsaid = {parameter for parameter in layered if "relative_attention_bias" in parameter or parameter.endswith("_bias")}
-    convolutions = {parameter for parameter in layered if len(have[parameter]) > 2 and parameter.endswith(".weight")}
+    convolutions = {
+        parameter for parameter in layered if len(parameter_shapes[parameter]) > 2 and parameter.endswith(".weight")
+    }
     assert layered - unsaid - convolutions <= set(spec.derived)
     assert spec.fingerprint is None
 
@@ -93,7 +99,7 @@ def test_an_incomplete_config_gives_none(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "config", "wanted"),
+    ("shapes", "config", "expected_codes"),
     [
         (folders.pairs(2), {}, set()),
         (folders.pairs(2, size=(8, 16)), {}, {"shape-mismatch"}),
@@ -107,7 +113,7 @@ def test_an_incomplete_config_gives_none(config: dict[str, Any]) -> None:
     ],
 )
 def test_a_base_of_which_only_the_config_is_here(
-    tmp_path: Path, shapes: folders.Shapes, config: dict[str, Any], wanted: set[str]
+    tmp_path: Path, shapes: folders.Shapes, config: dict[str, Any], expected_codes: set[str]
 ) -> None:
     numbers = {
         "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 12,
@@ -115,4 +121,4 @@ def test_a_base_of_which_only_the_config_is_here(
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(numbers))
     report = checks.check(folders.adapter(tmp_path / "a", shapes, **config), base=read_base(tmp_path))
-    assert {problem.code for problem in report.problems} - {"unpinned"} == {"base-without-weights"} | wanted
+    assert {problem.code for problem in report.problems} - {"unpinned"} == {"base-without-weights"} | expected_codes

@@ -56,15 +56,15 @@ def name_of(kind: str) -> str:
     "path", [["gguf"], ["mlx"], ["gguf", "mlx"], ["mlx", "gguf"], ["peft"], ["gguf", "gguf", "mlx", "mlx"]]
 )
 def test_there_and_back_again_is_the_same_bytes(tmp_path: Path, source: Path, path: list[str]) -> None:
-    here = source
+    current = source
     for n, kind in enumerate([*path, "peft"]):
-        there = tmp_path / str(n) / name_of(kind)
-        report = convert.convert(here, there, to=kind, base=BASE)
+        target = tmp_path / str(n) / name_of(kind)
+        report = convert.convert(current, target, to=kind, base=BASE)
         assert report.worst == Loss.EXACT
         assert len(report.losses) == 12
-        assert convert.sniff(there) == kind
-        here = there
-    assert {file.name: file.read_bytes() for file in here.iterdir()} == {
+        assert convert.sniff(target) == kind
+        current = target
+    assert {file.name: file.read_bytes() for file in current.iterdir()} == {
         file.name: file.read_bytes() for file in source.iterdir()
     }
 
@@ -82,10 +82,10 @@ def test_a_manifest_next_to_the_source_is_base_enough(tmp_path: Path, source: Pa
     (source / "adapter.json").write_text(json.dumps({"schema_version": 1, "base": base}))
     convert.convert(source, tmp_path / "a.gguf", to="gguf")
     convert.convert(source, tmp_path / "b.gguf", to="gguf", base=BASE)
-    with gguf_file.GGUFFile(tmp_path / "a.gguf") as one, gguf_file.GGUFFile(tmp_path / "b.gguf") as other:
-        assert one.header.metadata["general.base_model.0.repo_url"] == "https://huggingface.co/a/b"
-        for name in one.tensors:
-            assert np.array_equal(one.raw(name), other.raw(name))
+    with gguf_file.GGUFFile(tmp_path / "a.gguf") as first_file, gguf_file.GGUFFile(tmp_path / "b.gguf") as second_file:
+        assert first_file.header.metadata["general.base_model.0.repo_url"] == "https://huggingface.co/a/b"
+        for name in first_file.tensors:
+            assert np.array_equal(first_file.raw(name), second_file.raw(name))
 
 
 def test_nothing_that_exists_is_overwritten(tmp_path: Path, source: Path) -> None:
@@ -187,8 +187,8 @@ def test_what_is_no_adapter(tmp_path: Path, files: object, error: type[Adapterhu
 
 
 def test_an_unknown_format_is_a_usage_error(tmp_path: Path, source: Path) -> None:
-    known = "diffusers, gguf, kohya, litgpt, megatron, mlx, ollama, peft, raw, torchtune"
-    with pytest.raises(UsageError, match=f"no format 'onnx'. One of {known}"):
+    known_formats = "diffusers, gguf, kohya, litgpt, megatron, mlx, ollama, peft, raw, torchtune"
+    with pytest.raises(UsageError, match=f"no format 'onnx'. One of {known_formats}"):
         convert.convert(source, tmp_path / "a", to="onnx")
 
 

@@ -56,9 +56,13 @@ def test_names_of_now_and_of_before_are_read(tmp_path: Path, form: str, halves: 
     path = save(tmp_path / "x.safetensors", named(form, *halves))
     assert convert.sniff(path) == "diffusers"
     adapter = convert.read(path)
-    (found,) = adapter.deltas.items()
-    assert found[0] == target
-    assert (found[1].lora_A.tobytes(), found[1].lora_B.tobytes(), found[1].scaling) == (A.tobytes(), B.tobytes(), 1)  # type: ignore[union-attr]
+    (target_and_delta,) = adapter.deltas.items()
+    assert target_and_delta[0] == target
+    assert (target_and_delta[1].lora_A.tobytes(), target_and_delta[1].lora_B.tobytes(), target_and_delta[1].scaling) == (
+        A.tobytes(),
+        B.tobytes(),
+        1,
+    )  # type: ignore[union-attr]
     assert "its alpha is not recorded: it is the rank, as in diffusers" in adapter.notes[0]
 
 
@@ -75,9 +79,9 @@ def test_an_alpha_next_to_the_factors_is_their_alpha(tmp_path: Path) -> None:
     tensors = named(f"{stem}{{}}", *NOW)
     adapter = convert.read(save(tmp_path / "x", {**tensors, f"{stem}.alpha": np.asarray(3.0)}))
     assert (adapter.deltas[stem].alpha, adapter.notes) == (3, ())
-    both = save(tmp_path / "y", {**tensors, f"{stem}.alpha": np.asarray(3.0)}, {"transformer.lora_alpha": 4})
+    both_alphas = save(tmp_path / "y", {**tensors, f"{stem}.alpha": np.asarray(3.0)}, {"transformer.lora_alpha": 4})
     with pytest.raises(RefusedError, match="has an alpha, and there is a config in the header, which may contradict it"):
-        convert.read(both)
+        convert.read(both_alphas)
 
 
 def test_the_config_of_each_model_is_its_own(tmp_path: Path) -> None:

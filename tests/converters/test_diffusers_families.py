@@ -103,7 +103,7 @@ def test_diffusers_own_reader_takes_what_we_write(tmp_path: Path, family: str) -
 
 
 @pytest.mark.parametrize(
-    ("stems", "said"),
+    ("stems", "architecture"),
     [
         ({"lora_unet_double_blocks_0_img_attn_qkv": (48, 16), "lora_unet_single_blocks_0_linear1": (144, 16)}, "Flux.2-dev"),
         ({"lora_unet_single_blocks_0_linear1": (144, 16)}, ""),
@@ -119,9 +119,11 @@ def test_diffusers_own_reader_takes_what_we_write(tmp_path: Path, family: str) -
     ],
 )
 def test_a_trainer_s_file_to_peft_and_back_is_the_same_bytes(
-    tmp_path: Path, stems: dict[str, tuple[int, ...]], said: str
+    tmp_path: Path, stems: dict[str, tuple[int, ...]], architecture: str
 ) -> None:
-    source = kohya_file(tmp_path / "a.safetensors", stems, {"modelspec.architecture": said} if said else {"ss_tag": "x"})
+    source = kohya_file(
+        tmp_path / "a.safetensors", stems, {"modelspec.architecture": architecture} if architecture else {"ss_tag": "x"}
+    )
     for to, end in (("peft", ""), ("diffusers", ".safetensors")):
         formats.convert(source, tmp_path / f"{to}{end}", to=to)
         formats.convert(tmp_path / f"{to}{end}", tmp_path / f"{to}-again.safetensors", to="kohya")
@@ -150,7 +152,7 @@ WAN = {
 
 def distilled(model: Any, path: Path) -> dict[str, np.ndarray]:
     """A file as those of distilled Wan models: pairs, and differences of all else. The difference of each parameter."""
-    numbers, tensors, wanted = Numbers(np.float32), {}, {}
+    numbers, tensors, expected = Numbers(np.float32), {}, {}
     for name, value in model.state_dict().items():
         module, kind = (name, "") if name.endswith("scale_shift_table") else name.rpartition(".")[::2]
         written = video_transformers.WAN.trainer_path(module)
@@ -158,11 +160,11 @@ def distilled(model: Any, path: Path) -> dict[str, np.ndarray]:
         stem = f"diffusion_model.{written[0]}"
         if kind == "weight" and value.ndim == 2:
             tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = factors = pair(numbers, value.shape, R)
-            wanted[name] = factors[1] @ factors[0]
+            expected[name] = factors[1] @ factors[0]
         else:
-            tensors[f"{stem}.{'diff_b' if kind == 'bias' else 'diff'}"] = wanted[name] = numbers(*value.shape)
+            tensors[f"{stem}.{'diff_b' if kind == 'bias' else 'diff'}"] = expected[name] = numbers(*value.shape)
     safetensors_file.write(path, tensors)
-    return wanted
+    return expected
 
 
 def test_a_distilled_wan_is_merged_with_its_norms_and_biases(tmp_path: Path) -> None:
@@ -208,8 +210,8 @@ def test_a_control_lora_of_black_forest_labs_is_to_us_what_it_is_to_diffusers(tm
     numbers, tensors = Numbers(np.float32), {}
     rows = {"qkv": 9216, "linear1": 21504}
     for path in table_of("FLUX.1").modules:
-        many = 19 if path.startswith("double") else 38 if path.startswith("single") else 1
-        for stem in () if "distilled" in path else [path.replace(".N.", f".{n}.") for n in range(many)]:
+        block_count = 19 if path.startswith("double") else 38 if path.startswith("single") else 1
+        for stem in () if "distilled" in path else [path.replace(".N.", f".{n}.") for n in range(block_count)]:
             if "_norm" in stem:
                 tensors[f"{stem}.scale"] = numbers(4)
                 continue

@@ -63,10 +63,10 @@ def flux() -> Any:
 
     torch.manual_seed(0)
     sizes = {"attention_head_dim": 8, "num_attention_heads": 2, "joint_attention_dim": 8, "pooled_projection_dim": 8}
-    made = FluxTransformer2DModel(
+    model = FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=2, num_single_layers=1, axes_dims_rope=(2, 2, 4), guidance_embeds=True, **sizes
     )
-    return made.eval()
+    return model.eval()
 
 
 def output(model: Any) -> Any:
@@ -175,12 +175,12 @@ def test_we_read_what_diffusers_saves(tmp_path: Path) -> None:
     StableDiffusionXLPipeline.save_lora_weights(
         str(tmp_path), state, unet_lora_adapter_metadata=model.peft_config["default"].to_dict()
     )
-    found = formats.read(tmp_path / "pytorch_lora_weights.safetensors")
-    assert len(found.deltas) == len(state) / 2
+    adapter = formats.read(tmp_path / "pytorch_lora_weights.safetensors")
+    assert len(adapter.deltas) == len(state) / 2
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
             expected = module.get_delta_weight("default").detach().numpy()
-            np.testing.assert_allclose(dense(found.deltas[f"unet.{name}"]), expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(dense(adapter.deltas[f"unet.{name}"]), expected, rtol=1e-4, atol=1e-4)
 
 
 FAMILIES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
@@ -254,8 +254,8 @@ def same_as_diffusers(path: Path, convert: str) -> None:
     from diffusers.utils import state_dict_utils
 
     state = {name: tensor.float() for name, tensor in safetensors.torch.load_file(str(path)).items()}
-    found = getattr(lora_conversion_utils, convert)(state)
-    state, alphas = found if isinstance(found, tuple) else (found, {})
+    converted = getattr(lora_conversion_utils, convert)(state)
+    state, alphas = converted if isinstance(converted, tuple) else (converted, {})
     ours = formats.read(path).deltas
     theirs: dict[str, dict[str, Any]] = {}
     for part in {name.partition(".")[0] for name in state}:
@@ -271,15 +271,15 @@ def same_as_diffusers(path: Path, convert: str) -> None:
     for target, pair in theirs.items():
         lora_A, lora_B = pair["lora_A"], pair["lora_B"]
         scale = 3 / len(lora_A) if alphas else 1.0
-        found = ours[target]
+        converted = ours[target]
         if len(lora_B) * lora_A.shape[1] > 1 << 20:  # as wide as a real FLUX: on four vectors, and not element by element
-            assert isinstance(found, LowRank)
+            assert isinstance(converted, LowRank)
             vectors = np.random.default_rng(0).normal(size=(lora_A.shape[1], 4))
-            wide = found.scaling * found.lora_B.astype(np.float64) @ (found.lora_A.astype(np.float64) @ vectors)
+            wide = converted.scaling * converted.lora_B.astype(np.float64) @ (converted.lora_A.astype(np.float64) @ vectors)
             np.testing.assert_allclose(wide, scale * lora_B @ (lora_A @ vectors), rtol=1e-5, atol=1e-4)
             continue
         expected = scale * lora_B.reshape(len(lora_B), -1) @ lora_A.reshape(len(lora_A), -1)
-        np.testing.assert_allclose(dense(found).reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(dense(converted).reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_diffusers_own_kohya_export_loses_the_alpha_and_ours_does_not(tmp_path: Path) -> None:

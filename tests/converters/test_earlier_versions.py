@@ -60,13 +60,13 @@ def in_layout(name: str, version: str, folder: Path) -> dict[str, np.ndarray]:
     """An adapter on the experts of a model as a version of peft saved it; returns the weights with its deltas."""
     rng, turned = np.random.default_rng(0), LAYOUTS[version][name]
     transposed = name in OTHERS  # the base stores (experts, in, out)
-    deltas, wanted = dict[str, StackedLowRank](), {key: t.numpy().copy() for key, t in model(name).state_dict().items()}
-    for key in [key for key in wanted if key.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
-        count, first, second = wanted[key].shape
+    deltas, expected = dict[str, StackedLowRank](), {key: t.numpy().copy() for key, t in model(name).state_dict().items()}
+    for key in [key for key in expected if key.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        count, first, second = expected[key].shape
         out, into = (second, first) if transposed else (first, second)
         delta = StackedLowRank(normal(rng, (count, R, into)), normal(rng, (count, out, R)), ALPHA, transposed_base=transposed)
         product = delta.scaling * delta.lora_B @ delta.lora_A
-        wanted[key] += product.swapaxes(1, 2) if transposed else product
+        expected[key] += product.swapaxes(1, 2) if transposed else product
         deltas[key] = delta
     names = target_parameters.wrapper_names_by_target([*deltas])
     tensors = {}
@@ -78,7 +78,7 @@ def in_layout(name: str, version: str, folder: Path) -> dict[str, np.ndarray]:
         "target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "task_type": "CAUSAL_LM",
     }  # fmt: skip
     save(folder, config, tensors)
-    return wanted
+    return expected
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -91,9 +91,9 @@ def save(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -
     safetensors_file.write(folder / format_peft.WEIGHTS, tensors, {"format": "pt"})
 
 
-def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    for key, array in wanted.items():
-        np.testing.assert_allclose(found[key], array, rtol=0, atol=1e-5, err_msg=key)
+def same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    for key, array in expected.items():
+        np.testing.assert_allclose(actual[key], array, rtol=0, atol=1e-5, err_msg=key)
 
 
 @pytest.mark.parametrize("name", LATEST)
@@ -121,8 +121,10 @@ def test_each_layout_is_brought_forward(name: str, version: str, tmp_path: Path)
         assert same_files(tmp_path / "a", tmp_path / "b")
 
 
-def same_files(one: Path, other: Path) -> bool:
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in (format_peft.CONFIG, format_peft.WEIGHTS))
+def same_files(first: Path, second: Path) -> bool:
+    return all(
+        (first / name).read_bytes() == (second / name).read_bytes() for name in (format_peft.CONFIG, format_peft.WEIGHTS)
+    )
 
 
 def one_by_one(name: str, folder: Path, **changes: Any) -> dict[str, np.ndarray]:
@@ -142,7 +144,7 @@ def one_by_one(name: str, folder: Path, **changes: Any) -> dict[str, np.ndarray]
                 for part, view in zip(dialect, views, strict=True):
                     if part not in changes.get("without", ()):
                         add(deltas, f"{place}.{expert}.{part}", view, rng, r=patterns.get(part, R), rslora=rslora)
-        if key.endswith(tuple(f"{taken}.weight" for taken in changes.get("taken", ()))) and "experts" not in key:
+        if key.endswith(tuple(f"{suffix}.weight" for suffix in changes.get("taken", ()))) and "experts" not in key:
             add(deltas, key.removesuffix(".weight"), array, rng)
     targets = sorted({target.rpartition(".")[2] for target in deltas})
     config = {
@@ -158,9 +160,9 @@ def add(
     deltas: dict[str, Any], target: str, view: np.ndarray, rng: np.random.Generator, r: int = R, rslora: bool = False
 ) -> None:
     """Give a module a pair, and add it to its weight."""
-    made = LowRank(normal(rng, (r, view.shape[1])), normal(rng, (view.shape[0], r)), ALPHA, rslora)
-    view += made.scaling * made.lora_B @ made.lora_A
-    deltas[target] = made
+    low = LowRank(normal(rng, (r, view.shape[1])), normal(rng, (view.shape[0], r)), ALPHA, rslora)
+    view += low.scaling * low.lora_B @ low.lora_A
+    deltas[target] = low
 
 
 # What makes peft 0.21.2 do something else than apply a file with experts one by one, and its verdict.
@@ -196,9 +198,9 @@ def test_experts_one_by_one_are_stacked_only_where_peft_does_not_do_it_right(cas
         same(merged(name, tmp_path / "f"), expected)
 
 
-def peft_is_right(name: str, folder: Path, wanted: dict[str, np.ndarray]) -> bool:
+def peft_is_right(name: str, folder: Path, expected: dict[str, np.ndarray]) -> bool:
     try:
-        same(merged(name, folder), wanted)
+        same(merged(name, folder), expected)
     except (AssertionError, RuntimeError, ValueError):
         return False
     return True
@@ -207,15 +209,15 @@ def peft_is_right(name: str, folder: Path, wanted: dict[str, np.ndarray]) -> boo
 def test_dora_of_experts_is_refused_and_proposed(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     target = "model.layers.0.mlp.experts.0.up_proj"
-    made = LowRank(normal(rng, (R, 8)), normal(rng, (4, R)), ALPHA, magnitude=np.ones(4, np.float32))
+    low = LowRank(normal(rng, (R, 8)), normal(rng, (4, R)), ALPHA, magnitude=np.ones(4, np.float32))
     config = {"peft_type": "LORA", "r": R, "lora_alpha": ALPHA, "use_dora": True, "target_modules": ["up_proj"]}
-    save(tmp_path / "a", config, format_peft.state_dict(Adapter({target: made})))
+    save(tmp_path / "a", config, format_peft.state_dict(Adapter({target: low})))
     base = bases.BaseSpec("a base", "hf", "Qwen2MoeForCausalLM", "qwen2_moe", {"num_experts": 1})
     with pytest.raises(RefusedError, match="an expert with more than a pair"):
         convert.convert(tmp_path / "a", tmp_path / "b", to="peft", base=base)
     assert not (tmp_path / "b").exists()
-    found = fix(tmp_path / "a", tmp_path / "f", base=base)
-    assert "old-experts" in {proposal.code for proposal in found.proposals}
+    result = fix(tmp_path / "a", tmp_path / "f", base=base)
+    assert "old-experts" in {proposal.code for proposal in result.proposals}
 
 
 def test_the_models_that_peft_maps_are_those_of_its_tables() -> None:
@@ -223,5 +225,5 @@ def test_the_models_that_peft_maps_are_those_of_its_tables() -> None:
     from peft.utils import transformers_weight_conversion as own
 
     names = {"mixtral": ("w1", "w3", "w2"), "qwen2_moe": ("gate_proj", "up_proj", "down_proj")}
-    known = {kind: names[like] for kind, like in own._MODEL_TO_CONVERSION_PATTERN.items() if like in names}
-    assert {kind: known[kind] for kind in known if kind in stacks.STACKING} == earlier_versions.MAPPED
+    known_renames = {kind: names[like] for kind, like in own._MODEL_TO_CONVERSION_PATTERN.items() if like in names}
+    assert {kind: known_renames[kind] for kind in known_renames if kind in stacks.STACKING} == earlier_versions.MAPPED

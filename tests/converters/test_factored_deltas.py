@@ -76,9 +76,9 @@ def test_a_convolution_in_three_steps_is_one_with_the_kernel_in_the_first() -> N
 
 def test_vera_is_a_pair_only_where_the_width_of_its_module_is_known() -> None:
     vectors, projections = (numbers(4), numbers(2)), (numbers(2, 9), numbers(7, 2))
-    known = Vera(*vectors, *projections, in_features=6)
+    with_width = Vera(*vectors, *projections, in_features=6)
     dense = vectors[0][:, None] * (projections[1][:4] @ (vectors[1][:, None] * projections[0][:, :6]))
-    np.testing.assert_allclose(matrix(known.as_low_rank()), dense, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(matrix(with_width.as_low_rank()), dense, rtol=1e-4, atol=1e-5)
     with pytest.raises(RefusedError) as refused:
         Vera(*vectors, *projections, None).as_low_rank()
     assert refused.value.code == "base-required"

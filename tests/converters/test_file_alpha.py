@@ -122,15 +122,15 @@ def test_padding_adds_zeros_at_the_end_of_an_axis() -> None:
     lora_A = np.ones((2, 3), np.float32)
     assert file_alpha.pad(lora_A, 2, 0) is lora_A
     for axis, shape in ((0, (5, 3)), (1, (2, 5))):
-        found = file_alpha.pad(lora_A, 5, axis)
-        assert found.shape == shape
-        assert found.sum() == lora_A.sum()
-        assert (found[:2, :3] == 1).all()
+        padded = file_alpha.pad(lora_A, 5, axis)
+        assert padded.shape == shape
+        assert padded.sum() == lora_A.sum()
+        assert (padded[:2, :3] == 1).all()
 
 
 @pytest.mark.parametrize("loss", [Loss.EXACT, Loss.ROUNDED])
 def test_the_report_of_padding_is_never_milder_than_the_one_before(loss: Loss) -> None:
-    found = file_alpha.padded_loss(TensorLoss("x", loss, "before" if loss else "", 0.5), 8)
-    assert found.loss == max(loss, Loss.REWRITTEN)
-    assert (found.name, found.error) == ("x", 0.5)
-    assert found.note == "padded with zeros to rank 8, recoverable bit for bit" + ("; before" if loss else "")
+    padded_report = file_alpha.padded_loss(TensorLoss("x", loss, "before" if loss else "", 0.5), 8)
+    assert padded_report.loss == max(loss, Loss.REWRITTEN)
+    assert (padded_report.name, padded_report.error) == ("x", 0.5)
+    assert padded_report.note == "padded with zeros to rank 8, recoverable bit for bit" + ("; before" if loss else "")

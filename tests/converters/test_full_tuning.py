@@ -31,9 +31,9 @@ def folder(path: Path, tensors: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def made(path: Path, **more: np.ndarray) -> Path:
+def tuned_model(path: Path, **more_tensors: np.ndarray) -> Path:
     rng = np.random.default_rng(0)
-    return folder(path, {name: rng.normal(size=shape).astype(np.float32) for name, shape in PARTS.items()} | more)
+    return folder(path, {name: rng.normal(size=shape).astype(np.float32) for name, shape in PARTS.items()} | more_tensors)
 
 
 def trained(model: Any, path: Path) -> Path:
@@ -69,10 +69,10 @@ def test_the_merged_model_is_the_one_that_mlx_lm_runs(name: str, tmp_path: Path)
     assert ah.check(tmp_path / "a", base=base).ok
     ah.merge_into(tmp_path / "a", base, tmp_path / "merged")
     tokens = mx.array([[3, 17, 99, 5, 64, 23]])
-    before, wanted = np.array(loaded(base)(tokens)), np.array(load_adapters(loaded(base), str(tmp_path / "a"))(tokens))
+    before, expected = np.array(loaded(base)(tokens)), np.array(load_adapters(loaded(base), str(tmp_path / "a"))(tokens))
     (tmp_path / "merged/config.json").write_text((base / "config.json").read_text())
-    assert np.abs(wanted - before).max() > 0.1
-    np.testing.assert_array_equal(np.array(loaded(tmp_path / "merged")(tokens)), wanted)
+    assert np.abs(expected - before).max() > 0.1
+    np.testing.assert_array_equal(np.array(loaded(tmp_path / "merged")(tokens)), expected)
 
 
 @pytest.mark.peer
@@ -84,15 +84,15 @@ def test_mlx_lm_loads_the_parameters_as_they_are_read(kind: str) -> None:
 
     model = mlx_models.model(kind)
     rng = np.random.default_rng(0)
-    own = {n: rng.normal(size=array.shape).astype(np.float32) for n, array in tree_flatten(model.parameters())}
-    layers = {name: array for name, array in own.items() if ".layers." in name}
+    parameters = {n: rng.normal(size=array.shape).astype(np.float32) for n, array in tree_flatten(model.parameters())}
+    layers = {name: array for name, array in parameters.items() if ".layers." in name}
     as_saved = {name: BaseTensor(array.shape, "F32") for name, array in layers.items()} if kind in FILES else {}
     read = full_tuning.read(CONFIG, layers, "", BaseSpec(kind, "hf", "", kind, {}, tensors=as_saved)).replaced
-    rest = {name: array for name, array in own.items() if name not in layers}
-    weights = {name: mx.array(array) for name, array in (rest | dict(read)).items()}
-    found = model.sanitize(weights) if hasattr(model, "sanitize") else weights
+    outside_layers = {name: array for name, array in parameters.items() if name not in layers}
+    weights = {name: mx.array(array) for name, array in (outside_layers | dict(read)).items()}
+    sanitized = model.sanitize(weights) if hasattr(model, "sanitize") else weights
     for name, array in layers.items():
-        np.testing.assert_array_equal(np.array(found[name]), array, err_msg=name)
+        np.testing.assert_array_equal(np.array(sanitized[name]), array, err_msg=name)
 
 
 FILES = {"gemma3"}  # whose own files have the prefix that mlx-lm has
@@ -101,7 +101,7 @@ FILES = {"gemma3"}  # whose own files have the prefix that mlx-lm has
 def test_it_is_described_kept_and_checked_as_what_it_is(run: Run, tmp_path: Path) -> None:
     model = tiny.model("LlamaForCausalLM")
     model.save_pretrained(tmp_path / "base")
-    made(tmp_path / "a")
+    tuned_model(tmp_path / "a")
     facts = json.loads(run("show", "a", "--json").stdout)["manifest"]
     assert (facts["method"], facts["format"], facts["r"], facts["targets"]) == ("full", "mlx", None, [])
     assert (facts["replaced"], facts["parameters"], facts["base"]["repo"]) == (sorted(PARTS), 96 * 64 + 64, "org/base")
@@ -112,7 +112,7 @@ def test_it_is_described_kept_and_checked_as_what_it_is(run: Run, tmp_path: Path
     report = ah.check(tmp_path / "a", base=tmp_path / "base")
     assert report.ok
     assert [name for name, verdict in report.verdicts.items() if verdict.verdict == "applied"] == ["mlx"]
-    made(tmp_path / "b", **{f"{LAYER}mlp.down_proj.weight": np.ones((64, 32), np.float32)})
+    tuned_model(tmp_path / "b", **{f"{LAYER}mlp.down_proj.weight": np.ones((64, 32), np.float32)})
     assert [problem.code for problem in ah.check(tmp_path / "b", base=tmp_path / "base").problems] == ["shape-mismatch"]
 
 
@@ -121,13 +121,13 @@ def test_no_other_format_calls_it_lora(to: str, tmp_path: Path) -> None:
     tiny.model("LlamaForCausalLM").save_pretrained(tmp_path / "base")
     says = "there is no low-rank delta to write"
     with pytest.raises(RefusedError, match=rf"{says}\. Merge the adapter into its base" if to == "peft" else says):
-        convert.convert(made(tmp_path / "a"), tmp_path / "b", to=to, base=read_base(tmp_path / "base"))
+        convert.convert(tuned_model(tmp_path / "a"), tmp_path / "b", to=to, base=read_base(tmp_path / "base"))
     assert not (tmp_path / "b").exists()
 
 
 def test_only_a_merge_into_its_base_merges_it(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"an adapter by full is no sum of deltas. Merge it into its base"):
-        ah.merge([made(tmp_path / "a"), tmp_path / "a"], tmp_path / "b", weights=[0.5, 0.5])
+        ah.merge([tuned_model(tmp_path / "a"), tmp_path / "a"], tmp_path / "b", weights=[0.5, 0.5])
 
 
 def test_a_table_of_a_base_that_ties_it_is_its_output_layer_too(tmp_path: Path) -> None:
@@ -156,4 +156,4 @@ def test_a_model_type_that_mlx_lm_changes_when_it_loads_it_is_refused_by_name(tm
     base = BaseSpec("base", "hf", "Qwen3_5ForCausalLM", "qwen3_5", {})  # 1 is added to its norms
     says = "the parameters of qwen3_5 in the form of its files. Fuse the two with mlx_lm.fuse, and use the fused model"
     with pytest.raises(RefusedError, match=says):
-        convert.read(made(tmp_path / "a"), base=base)
+        convert.read(tuned_model(tmp_path / "a"), base=base)

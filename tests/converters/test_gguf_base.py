@@ -25,12 +25,12 @@ def split(folder: Path, count: int = 3, **changes: dict[str, gguf_types.Metadata
     model = {"general.architecture": gguf_types.string_value("llama"), "llama.attention.head_count": gguf_types.u32_value(2)}
     paths = [folder / f"m-{n + 1:05}-of-{count:05}.gguf" for n in range(count)]
     for n, path in enumerate(paths):
-        own = {
+        split_keys = {
             "split.no": gguf_types.MetadataValue("UINT16", n), "split.count": gguf_types.MetadataValue("UINT16", count),
             "split.tensors.count": gguf_types.MetadataValue("INT32", len(tensors)),
         }  # fmt: skip
         part = {name: np.zeros(shape, np.float32) for i, (name, shape) in enumerate(tensors.items()) if i % count == n}
-        gguf_output.write(path, {**(model if n == 0 else {}), **own, **changes.get(f"p{n}", {})}, part)
+        gguf_output.write(path, {**(model if n == 0 else {}), **split_keys, **changes.get(f"p{n}", {})}, part)
     return paths
 
 
@@ -79,8 +79,8 @@ def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, changes: A
 
 def test_a_tensor_that_two_parts_have_is_refused(tmp_path: Path) -> None:
     first, second, _ = split(tmp_path)
-    own = {f"split.{key}": gguf_types.MetadataValue("UINT16", value) for key, value in (("no", 1), ("count", 3))}
-    gguf_output.write(second, own, {"token_embd.weight": np.zeros((12, 8), np.float32)})
+    split_keys = {f"split.{key}": gguf_types.MetadataValue("UINT16", value) for key, value in (("no", 1), ("count", 3))}
+    gguf_output.write(second, split_keys, {"token_embd.weight": np.zeros((12, 8), np.float32)})
     with pytest.raises(FormatError) as caught:
         read_base(first)
     assert str(caught.value) == (

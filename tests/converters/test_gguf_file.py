@@ -186,9 +186,9 @@ def test_gguf_py_reads_what_we_wrote(tmp_path: Path) -> None:
     gguf_output.write(tmp_path / "x.gguf", metadata, tensors)
     reader = GGUFReader(tmp_path / "x.gguf")
     assert {key: reader.fields[key].contents() for key in metadata} == {key: value.value for key, value in metadata.items()}
-    for found in reader.tensors:
-        assert np.asarray(found.data).tobytes() == tensors[found.name].tobytes()
-        assert [int(dim) for dim in found.shape] == list(tensors[found.name].shape[::-1])
+    for tensor in reader.tensors:
+        assert np.asarray(tensor.data).tobytes() == tensors[tensor.name].tobytes()
+        assert [int(dim) for dim in tensor.shape] == list(tensors[tensor.name].shape[::-1])
 
 
 @pytest.mark.peer

@@ -52,9 +52,9 @@ def peft_logits(wrapped: Any) -> np.ndarray:
     return logits
 
 
-def same_bytes(one: Path, other: Path) -> None:
+def same_bytes(first: Path, second: Path) -> None:
     for name in (peft.CONFIG, peft.WEIGHTS):
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
 def back_to_peft(gguf: Path, folder: Path, base: BaseSpec | None = None) -> Path:
@@ -84,8 +84,8 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, kind: str, dtype:
     expected = peft_logits(wrapped)
     with wrapped.disable_adapter():
         effect = np.abs(expected - peft_logits(wrapped)).max()
-    found = llama_cpp.logits(tmp_path / "base.gguf", TOKENS, tmp_path / "a.gguf")
-    error = np.abs(found - expected).max()
+    our_logits = llama_cpp.logits(tmp_path / "base.gguf", TOKENS, tmp_path / "a.gguf")
+    error = np.abs(our_logits - expected).max()
     print(f"{kind} {dtype}: error {error:.2g}, effect {effect:.2g}")
     assert effect > 1
     # With factors in 16 bits llama.cpp rounds the activations they meet to 16 bits as well.
@@ -132,8 +132,8 @@ def test_llama_cpp_applies_an_alora_where_peft_does(tmp_path: Path) -> None:
     wrapped = tiny.adapter(model, tmp_path / "a", alora_invocation_tokens=[5, 64], lora_alpha=11)
     report = convert.convert(tmp_path / "a", tmp_path / "a.gguf", to="gguf", base=read_base(tmp_path / "base"))
     assert "llama-server applies it from its invocation tokens on" in report.notes[-1]
-    found = llama_cpp.gated_logits(base, TOKENS, tmp_path / "a.gguf")
-    assert np.abs(found - peft_logits(wrapped)).max() < 2e-3
+    our_logits = llama_cpp.gated_logits(base, TOKENS, tmp_path / "a.gguf")
+    assert np.abs(our_logits - peft_logits(wrapped)).max() < 2e-3
     with pytest.raises(RefusedError, match="acts only after certain tokens"):
         llama_cpp.logits(base, TOKENS, tmp_path / "a.gguf")
 
@@ -150,11 +150,11 @@ def test_an_alora_comes_back_with_and_without_its_config_and_ollama_does_not_get
         tensors = {name: file.tensor(name) for name in file.tensors}
     plain = string_keys(general_type="adapter", general_architecture="qwen2", adapter_type="lora")
     for ids in ([5, 64], [7]):  # as llama.cpp's script writes it; other tokens than the stored config has
-        own = file.header.metadata if ids == [7] else {}
-        kept = {key: string_value(text) for key, text in own.items() if key.startswith("adapterhub.")}
-        gguf_output.write(tmp_path / "c.gguf", plain | kept | {INVOCATION: MetadataValue("[UINT32]", ids)}, tensors)
-        found = gguf_lora.read(tmp_path / "c.gguf")
-        assert found.meta.invocation == tuple(ids)
+        source_metadata = file.header.metadata if ids == [7] else {}
+        kept_metadata = {key: string_value(text) for key, text in source_metadata.items() if key.startswith("adapterhub.")}
+        gguf_output.write(tmp_path / "c.gguf", plain | kept_metadata | {INVOCATION: MetadataValue("[UINT32]", ids)}, tensors)
+        read_adapter = gguf_lora.read(tmp_path / "c.gguf")
+        assert read_adapter.meta.invocation == tuple(ids)
         (tmp_path / "c.gguf").unlink()
     with pytest.raises(RefusedError, match="Ollama applies it to all"):
         convert.convert(tmp_path / "a", tmp_path / "o", to="ollama", base=base, model="x")
@@ -168,8 +168,8 @@ def test_alpha_0_has_no_effect_in_llama_cpp(tmp_path: Path) -> None:
     base = read_base(tiny.write_gguf(model, tmp_path / "base.gguf"))
     tiny.adapter(model, tmp_path / "peft", lora_alpha=0)
     gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=base)
-    found = llama_cpp.logits(tmp_path / "base.gguf", TOKENS, tmp_path / "a.gguf")
-    assert np.array_equal(found, llama_cpp.logits(tmp_path / "base.gguf", TOKENS))
+    our_logits = llama_cpp.logits(tmp_path / "base.gguf", TOKENS, tmp_path / "a.gguf")
+    assert np.array_equal(our_logits, llama_cpp.logits(tmp_path / "base.gguf", TOKENS))
     same_bytes(tmp_path / "peft", back_to_peft(tmp_path / "a.gguf", tmp_path / "again"))
 
 
@@ -182,10 +182,10 @@ def llama(**config: Any) -> BaseSpec:
     return BaseSpec("base", "hf", "LlamaForCausalLM", "llama", numbers)
 
 
-def delta(rows: int = 32, *, seed: int = 0, dtype: Any = np.float32, alpha: float = 4, **more: Any) -> LowRank:
+def delta(rows: int = 32, *, seed: int = 0, dtype: Any = np.float32, alpha: float = 4, **fields: Any) -> LowRank:
     rng = np.random.default_rng(seed)
     lora_A, lora_B = rng.normal(size=(2, 32)).astype(dtype), rng.normal(size=(rows, 2)).astype(dtype)
-    return LowRank(lora_A, lora_B, alpha, **more)
+    return LowRank(lora_A, lora_B, alpha, **fields)
 
 
 Q, K, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.1.mlp.up_proj"
@@ -218,10 +218,13 @@ def test_a_file_without_our_keys_reads_to_the_same_function(tmp_path: Path) -> N
     again = gguf_lora.read(path, base=llama())
     assert set(again.deltas) == set(ADAPTER.deltas)
     for target, original in ADAPTER.deltas.items():
-        found = again.deltas[target]
-        assert np.array_equal(found.lora_A, original.lora_A)
-        first, other = found.scaling * found.lora_B.astype(np.float64), original.scaling * original.lora_B.astype(np.float64)
-        np.testing.assert_allclose(first, other, rtol=1e-6)
+        read_delta = again.deltas[target]
+        assert np.array_equal(read_delta.lora_A, original.lora_A)
+        first, original_product = (
+            read_delta.scaling * read_delta.lora_B.astype(np.float64),
+            original.scaling * original.lora_B.astype(np.float64),
+        )
+        np.testing.assert_allclose(first, original_product, rtol=1e-6)
     with pytest.raises(RefusedError, match="the order of its rows depends on the number of heads.*Name its base model"):
         gguf_lora.read(path)
 
@@ -229,14 +232,14 @@ def test_a_file_without_our_keys_reads_to_the_same_function(tmp_path: Path) -> N
 def strip(source: Path, path: Path, *, without: str = "adapterhub.", **changes: gguf_types.MetadataValue) -> None:
     """The file again as somebody else would have written it."""
     with GGUFFile(source) as file:
-        kept = {
+        kept_metadata = {
             key: gguf_types.MetadataValue(file.header.kinds[key], value)
             for key, value in file.header.metadata.items()
             if not key.startswith(without)
         }
         tensors = {name: file.tensor(name) for name in file.tensors}
     changed = {key.replace("/", ".") if "/" in key else key.replace("_", "."): value for key, value in changes.items()}
-    gguf_output.write(path, kept | changed, tensors)
+    gguf_output.write(path, kept_metadata | changed, tensors)
 
 
 @pytest.mark.parametrize("change", ["tensor", "alpha"])

@@ -43,31 +43,31 @@ def expert(number: int, name: str, layer: int = 0) -> str:
     return f"model.layers.{layer}.block_sparse_moe.experts.{number}.{name}"
 
 
-def write(path: Path, adapter: Adapter, spec: BaseSpec, **more: Any) -> dict[str, np.ndarray]:
-    gguf.write(adapter, path, base=spec, **more)
+def write(path: Path, adapter: Adapter, spec: BaseSpec, **options: Any) -> dict[str, np.ndarray]:
+    gguf.write(adapter, path, base=spec, **options)
     with GGUFFile(path) as file:
         return {name: file.tensor(name) for name in file.tensors}
 
 
-def same(one: Adapter, other: Adapter) -> None:
-    assert set(one.deltas) == set(other.deltas)
-    for target, delta in one.deltas.items():
-        found = other.deltas[target]
-        for mine, theirs in ((delta.lora_A, found.lora_A), (delta.lora_B, found.lora_B)):
+def same(first: Adapter, second: Adapter) -> None:
+    assert set(first.deltas) == set(second.deltas)
+    for target, delta in first.deltas.items():
+        read_delta = second.deltas[target]
+        for mine, theirs in ((delta.lora_A, read_delta.lora_A), (delta.lora_B, read_delta.lora_B)):
             assert mine.dtype == theirs.dtype, target
             assert mine.tobytes() == theirs.tobytes(), target
-        assert found.scaling == pytest.approx(delta.scaling), target
+        assert read_delta.scaling == pytest.approx(delta.scaling), target
 
 
 def without_source_config(path: Path, **keep: gguf_types.MetadataValue) -> Path:
     with GGUFFile(path) as file:
-        kept = {
+        kept_metadata = {
             key: gguf_types.MetadataValue(file.header.kinds[key], value)
             for key, value in file.header.metadata.items()
             if not key.startswith("adapterhub.")
         }
         tensors = {name: file.tensor(name) for name in file.tensors}
-    gguf_output.write(path, kept | keep, tensors)
+    gguf_output.write(path, kept_metadata | keep, tensors)
     return path
 
 
@@ -119,8 +119,8 @@ def test_experts_without_a_source_config_are_read_as_modules(tmp_path: Path) -> 
     again = gguf.read(without_source_config(tmp_path / "a.gguf"), base=base())
     assert set(again.deltas) == set(UNEVEN.deltas)
     for target, delta in UNEVEN.deltas.items():
-        found = again.deltas[target]
-        np.testing.assert_allclose(product(found), product(delta), rtol=1e-5, atol=1e-6)
+        read_delta = again.deltas[target]
+        np.testing.assert_allclose(product(read_delta), product(delta), rtol=1e-5, atol=1e-6)
 
 
 def product(delta: Delta) -> np.ndarray:
@@ -142,10 +142,10 @@ def test_any_ranks_and_scales_of_experts_come_back(
     same(adapter, gguf.read(path))
 
 
-def stack(out: int, into: int, *, experts: int = 4, r: int = 2, **more: Any) -> StackedLowRank:
+def stack(out: int, into: int, *, experts: int = 4, r: int = 2, **fields: Any) -> StackedLowRank:
     rng = np.random.default_rng(3)
     lora_A, lora_B = rng.normal(size=(experts, r, into)), rng.normal(size=(experts, out, r))
-    return StackedLowRank(lora_A.astype(np.float32), lora_B.astype(np.float32), 6.0, **more)
+    return StackedLowRank(lora_A.astype(np.float32), lora_B.astype(np.float32), 6.0, **fields)
 
 
 GATE_UP, DOWN = (f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up", "down"))
@@ -160,19 +160,19 @@ GATE_UP, DOWN = (f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up
     ids=["halves", "interleaved"],
 )
 def test_gate_and_up_of_one_parameter_are_two_tensors(tmp_path: Path, kind: tuple[str, str], rows: Any) -> None:
-    both, down = stack(2 * FF, D), stack(D, FF)
-    tensors = write(tmp_path / "a.gguf", Adapter({GATE_UP: both, DOWN: down}), base(*kind))
+    gate_up, down = stack(2 * FF, D), stack(D, FF)
+    tensors = write(tmp_path / "a.gguf", Adapter({GATE_UP: gate_up, DOWN: down}), base(*kind))
     for name, row in zip(("gate", "up"), rows, strict=True):
-        assert np.array_equal(tensors[f"blk.0.ffn_{name}_exps.weight.lora_a"], both.lora_A)
-        assert np.array_equal(tensors[f"blk.0.ffn_{name}_exps.weight.lora_b"], both.lora_B[:, row])
+        assert np.array_equal(tensors[f"blk.0.ffn_{name}_exps.weight.lora_a"], gate_up.lora_A)
+        assert np.array_equal(tensors[f"blk.0.ffn_{name}_exps.weight.lora_b"], gate_up.lora_B[:, row])
     assert np.array_equal(tensors["blk.0.ffn_down_exps.weight.lora_b"], down.lora_B)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_experts_without_a_source_config_are_one_parameter_where_there_are_no_modules(tmp_path: Path, shared: bool) -> None:
     spec = base("GptOssForCausalLM", "gpt_oss")
-    both = stack(2 * FF, D)
-    tensors = write(tmp_path / "a.gguf", Adapter({GATE_UP: both}), spec)
+    gate_up = stack(2 * FF, D)
+    tensors = write(tmp_path / "a.gguf", Adapter({GATE_UP: gate_up}), spec)
     name = "blk.0.ffn_up_exps.weight.lora_a"
     if not shared:
         tensors[name] = tensors[name] + 1
@@ -182,13 +182,13 @@ def test_experts_without_a_source_config_are_one_parameter_where_there_are_no_mo
         }
         metadata |= {"adapter.type": gguf_types.string_value("lora"), "adapter.lora.alpha": gguf_types.f32_value(6.0)}
         gguf_output.write(tmp_path / "a.gguf", metadata, tensors)
-    found = gguf.read(without_source_config(tmp_path / "a.gguf"), base=spec).deltas[GATE_UP]
-    assert isinstance(found, StackedLowRank)
-    assert found.transposed_base
-    assert found.r == (2 if shared else 4)
+    read_delta = gguf.read(without_source_config(tmp_path / "a.gguf"), base=spec).deltas[GATE_UP]
+    assert isinstance(read_delta, StackedLowRank)
+    assert read_delta.transposed_base
+    assert read_delta.r == (2 if shared else 4)
     for number, half in enumerate(("gate", "up")):
         lora_a, lora_b = (tensors[f"blk.0.ffn_{half}_exps.weight.lora_{side}"] for side in "ab")
-        np.testing.assert_allclose(product(found)[:, number::2], 3.0 * (lora_b @ lora_a), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(product(read_delta)[:, number::2], 3.0 * (lora_b @ lora_a), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("version", ["0.18.1", "0.19.0", "0.19.1"])
@@ -243,17 +243,17 @@ def fused_base(rows: int = 64, **config: Any) -> BaseSpec:
     return in_gguf(base("LlamaForCausalLM", "llama", **config), attn_qkv=(rows, D))
 
 
-@pytest.mark.parametrize("which", ["qkv", "qv", "q", "k", "v"])
-def test_split_projections_go_where_the_base_fuses_them_and_come_back(tmp_path: Path, which: str) -> None:
+@pytest.mark.parametrize("projections", ["qkv", "qv", "q", "k", "v"])
+def test_split_projections_go_where_the_base_fuses_them_and_come_back(tmp_path: Path, projections: str) -> None:
     adapter = Adapter(
         {
             f"model.layers.0.self_attn.{name}_proj": low(QKV[name], D, r=2 + number, seed=number, alpha=3.0 + number)
-            for number, name in enumerate(which)
+            for number, name in enumerate(projections)
         }
     )
     tensors = write(tmp_path / "a.gguf", adapter, fused_base())
     assert set(tensors) == {"blk.0.attn_qkv.weight.lora_a", "blk.0.attn_qkv.weight.lora_b"}
-    assert tensors["blk.0.attn_qkv.weight.lora_b"].shape == (64, sum(2 + n for n in range(len(which))))
+    assert tensors["blk.0.attn_qkv.weight.lora_b"].shape == (64, sum(2 + n for n in range(len(projections))))
     same(adapter, gguf.read(tmp_path / "a.gguf"))
 
     again = gguf.read(without_source_config(tmp_path / "a.gguf"), base=base("LlamaForCausalLM", "llama"))
@@ -270,11 +270,11 @@ def test_assumptions_about_a_missing_gguf_are_reported(tmp_path: Path) -> None:
     assert gguf.write(adapter, tmp_path / "b.gguf", base=fused_base()).notes == ()
 
 
-@pytest.mark.parametrize("which", [("w1", "w3"), ("w1",), ("w3", "w2"), "stack"])
-def test_gate_and_up_go_where_the_base_fuses_them_and_come_back(tmp_path: Path, which: Any) -> None:
+@pytest.mark.parametrize("parts", [("w1", "w3"), ("w1",), ("w3", "w2"), "stack"])
+def test_gate_and_up_go_where_the_base_fuses_them_and_come_back(tmp_path: Path, parts: Any) -> None:
     spec = in_gguf(base(), ffn_gate_up_exps=(4, 2 * FF, D), ffn_down_exps=(4, D, FF))
     shapes = {"w1": (FF, D), "w3": (FF, D), "w2": (D, FF)}
-    adapter = Adapter({expert(n, name): low(*shapes[name], seed=n) for n in (0, 2) for name in which if which != "stack"})
+    adapter = Adapter({expert(n, name): low(*shapes[name], seed=n) for n in (0, 2) for name in parts if parts != "stack"})
     adapter = adapter if adapter.deltas else Adapter({GATE_UP: stack(2 * FF, D)})
     tensors = write(tmp_path / "a.gguf", adapter, spec)
     assert "blk.0.ffn_gate_up_exps.weight.lora_a" in tensors
@@ -283,7 +283,7 @@ def test_gate_and_up_go_where_the_base_fuses_them_and_come_back(tmp_path: Path, 
     for target, delta in again.deltas.items():
         number, name = target.split(".")[-2:]
         expected = product(adapter.deltas[target]) if target in adapter.deltas else np.zeros(delta.shape)
-        if which == "stack":
+        if parts == "stack":
             expected = product(adapter.deltas[GATE_UP])[int(number)][slice(0, FF) if name == "w1" else slice(FF, None)]
         np.testing.assert_allclose(product(delta), expected, rtol=1e-5, atol=1e-5)
 
@@ -440,12 +440,12 @@ def test_the_loss_report_has_the_largest_error_of_every_tensor(tmp_path: Path, d
     assert types["blk.0.ffn_up.weight.lora_a"] == dtype.upper()
     assert types["blk.0.ffn_up.weight.lora_b"] == ("F16" if quantized else dtype.upper())
     assert types["blk.0.ffn_down.weight.lora_b"] == dtype.upper()
-    kept = {line.name: line for line in report.losses}
+    losses_by_name = {line.name: line for line in report.losses}
     assert report.worst == Loss.ROUNDED
     error = np.abs(tensors["blk.0.ffn_up.weight.lora_a"].astype(np.float64) - adapter.deltas[up].lora_A).max()
-    assert f"largest error {error:.3g}" in kept[f"{up}.lora_A"].note
+    assert f"largest error {error:.3g}" in losses_by_name[f"{up}.lora_A"].note
     if quantized:
-        assert "rows of 2 are not a multiple" in kept[f"{up}.lora_B"].note
+        assert "rows of 2 are not a multiple" in losses_by_name[f"{up}.lora_B"].note
     # The way back gives the config of the source and the numbers that run.
     again = gguf.read(tmp_path / "a.gguf")
     assert again.deltas[up].alpha == 4.0
@@ -471,9 +471,9 @@ def test_a_number_too_large_for_16_bits_never_becomes_infinite(tmp_path: Path) -
 @pytest.mark.peer
 def test_rows_that_no_block_divides_stay_in_floats_that_hold_them() -> None:
     need_module("gguf")
-    found = writer.as_dtype("x", np.full((4, 2), 1e5, np.float32), "q8_0")
-    assert found.read_back.dtype == np.float32
-    assert found.note == "rows of 2 are not a multiple of Q8_0's blocks (32): stays F32"
+    rounded = writer.as_dtype("x", np.full((4, 2), 1e5, np.float32), "q8_0")
+    assert rounded.read_back.dtype == np.float32
+    assert rounded.note == "rows of 2 are not a multiple of Q8_0's blocks (32): stays F32"
 
 
 def test_another_dtype_is_no_choice(tmp_path: Path) -> None:
@@ -482,7 +482,7 @@ def test_another_dtype_is_no_choice(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.lists(st.one_of(st.integers(-1, 9), st.text(max_size=3), st.booleans()), max_size=6), max_size=1))
-def test_odd_blocks_of_a_source_config_are_refused(tmp_path_factory: pytest.TempPathFactory, rest: list[Any]) -> None:
+def test_odd_blocks_of_a_source_config_are_refused(tmp_path_factory: pytest.TempPathFactory, last_fields: list[Any]) -> None:
     import json
 
     path = tmp_path_factory.mktemp("odd") / "a.gguf"
@@ -491,10 +491,10 @@ def test_odd_blocks_of_a_source_config_are_refused(tmp_path_factory: pytest.Temp
         metadata = {key: gguf_types.MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors = {name: file.tensor(name) for name in file.tensors}
     rows = json.loads(str(metadata["adapterhub.source.tensors"].value))
-    metadata["adapterhub.source.tensors"] = gguf_types.string_value(json.dumps([[*rows[0][:6], *rest]]))
+    metadata["adapterhub.source.tensors"] = gguf_types.string_value(json.dumps([[*rows[0][:6], *last_fields]]))
     gguf_output.write(path, metadata, tensors)
     try:
         gguf.read(path)
     except (FormatError, RefusedError):
         return
-    assert rest == [rows[0][6]]
+    assert last_fields == [rows[0][6]]

@@ -27,16 +27,16 @@ def llama(*, repo: str | None = None) -> BaseSpec:
     return BaseSpec("base", "hf", "LlamaForCausalLM", "llama", numbers, repo=repo)
 
 
-def delta(rows: int = 32, *, seed: int = 0, dtype: Any = np.float32, alpha: float = 4, r: int = 2, **more: Any) -> LowRank:
+def delta(rows: int = 32, *, seed: int = 0, dtype: Any = np.float32, alpha: float = 4, r: int = 2, **fields: Any) -> LowRank:
     rng = np.random.default_rng(seed)
-    return LowRank(rng.normal(size=(r, 32)).astype(dtype), rng.normal(size=(rows, r)).astype(dtype), alpha, **more)
+    return LowRank(rng.normal(size=(r, 32)).astype(dtype), rng.normal(size=(rows, r)).astype(dtype), alpha, **fields)
 
 
 def written(
-    adapter: Adapter, path: Path, base: BaseSpec | None = None, **more: Any
+    adapter: Adapter, path: Path, base: BaseSpec | None = None, **options: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], Any]:
     """The metadata and the arrays of the file, and the report."""
-    report = gguf.write(adapter, path / "a.gguf", base=base or llama(), **more)
+    report = gguf.write(adapter, path / "a.gguf", base=base or llama(), **options)
     with GGUFFile(path / "a.gguf") as file:
         return dict(file.header.metadata), {name: np.array(file.tensor(name)) for name in file.tensors}, report
 
@@ -45,11 +45,11 @@ def written(
 
 
 def test_factors_are_stored_as_llama_cpp_multiplies_them(tmp_path: Path) -> None:
-    one = delta(16, alpha=4)
-    metadata, arrays, report = written(Adapter({V: one}), tmp_path)
+    low = delta(16, alpha=4)
+    metadata, arrays, report = written(Adapter({V: low}), tmp_path)
     assert set(arrays) == {"blk.1.attn_v.weight.lora_a", "blk.1.attn_v.weight.lora_b"}
-    assert np.array_equal(arrays["blk.1.attn_v.weight.lora_a"], one.lora_A)
-    assert np.array_equal(arrays["blk.1.attn_v.weight.lora_b"], one.lora_B)
+    assert np.array_equal(arrays["blk.1.attn_v.weight.lora_a"], low.lora_A)
+    assert np.array_equal(arrays["blk.1.attn_v.weight.lora_b"], low.lora_B)
     assert metadata["adapter.lora.alpha"] == 4.0
     assert [(line.name, line.loss, line.note) for line in report.losses] == [
         (f"{V}.lora_A", Loss.EXACT, ""), (f"{V}.lora_B", Loss.EXACT, ""),
@@ -57,18 +57,18 @@ def test_factors_are_stored_as_llama_cpp_multiplies_them(tmp_path: Path) -> None
 
 
 def test_the_rows_of_q_are_in_the_order_of_llama_cpp_s_rotary_embedding(tmp_path: Path) -> None:
-    one = delta()
-    _, arrays, _ = written(Adapter({Q: one}), tmp_path)
+    low = delta()
+    _, arrays, _ = written(Adapter({Q: low}), tmp_path)
     order = np.arange(32).reshape(4, 2, 4).swapaxes(1, 2).reshape(32)  # of each head, halves to pairs
-    assert np.array_equal(arrays["blk.0.attn_q.weight.lora_b"], one.lora_B[order])
+    assert np.array_equal(arrays["blk.0.attn_q.weight.lora_b"], low.lora_B[order])
 
 
 def test_the_table_of_tokens_has_its_first_factor_turned(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    one = LowRankEmbedding(rng.normal(size=(2, 64)).astype(np.float32), rng.normal(size=(32, 2)).astype(np.float32), 4.0)
-    _, arrays, _ = written(Adapter({"model.embed_tokens": one}), tmp_path)
-    assert np.array_equal(arrays["token_embd.weight.lora_a"], one.lora_A.T)
-    assert np.array_equal(arrays["token_embd.weight.lora_b"], one.lora_B)
+    table = LowRankEmbedding(rng.normal(size=(2, 64)).astype(np.float32), rng.normal(size=(32, 2)).astype(np.float32), 4.0)
+    _, arrays, _ = written(Adapter({"model.embed_tokens": table}), tmp_path)
+    assert np.array_equal(arrays["token_embd.weight.lora_a"], table.lora_A.T)
+    assert np.array_equal(arrays["token_embd.weight.lora_b"], table.lora_B)
 
 
 def test_tensors_are_in_the_order_of_the_layers_as_numbers(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def scaled(arrays: dict[str, np.ndarray], stem: str, alpha: float) -> np.ndarray
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         (delta(16, alpha=4), delta(48, alpha=7, seed=1)),
         (delta(16, alpha=4, r=3), delta(48, alpha=4, seed=1)),
@@ -99,18 +99,18 @@ def scaled(arrays: dict[str, np.ndarray], stem: str, alpha: float) -> np.ndarray
         (delta(16, alpha=-4), delta(48, alpha=4, seed=1)),
     ],
 )
-def test_the_one_alpha_of_a_file_gives_every_module_its_own_scale(tmp_path: Path, one: LowRank, other: LowRank) -> None:
-    metadata, arrays, _ = written(Adapter({V: one, UP: other}), tmp_path)
-    for stem, wanted in (("blk.1.attn_v", one), ("blk.10.ffn_up", other)):
-        found = scaled(arrays, stem, metadata["adapter.lora.alpha"])
-        exact = wanted.scaling * wanted.lora_B.astype(np.float64) @ wanted.lora_A
-        np.testing.assert_allclose(found, exact, atol=1e-5 * np.abs(exact).max())
+def test_the_one_alpha_of_a_file_gives_every_module_its_own_scale(tmp_path: Path, first: LowRank, second: LowRank) -> None:
+    metadata, arrays, _ = written(Adapter({V: first, UP: second}), tmp_path)
+    for stem, delta_written in (("blk.1.attn_v", first), ("blk.10.ffn_up", second)):
+        product = scaled(arrays, stem, metadata["adapter.lora.alpha"])
+        exact = delta_written.scaling * delta_written.lora_B.astype(np.float64) @ delta_written.lora_A
+        np.testing.assert_allclose(product, exact, atol=1e-5 * np.abs(exact).max())
 
 
 def test_an_alpha_of_0_is_an_alpha_without_effect_and_is_reported(tmp_path: Path) -> None:
-    one = delta(16, alpha=0)
-    metadata, arrays, report = written(Adapter({V: one}), tmp_path)
-    assert np.array_equal(arrays["blk.1.attn_v.weight.lora_b"], one.lora_B)
+    low = delta(16, alpha=0)
+    metadata, arrays, report = written(Adapter({V: low}), tmp_path)
+    assert np.array_equal(arrays["blk.1.attn_v.weight.lora_b"], low.lora_B)
     assert metadata["adapter.lora.alpha"] == pytest.approx(1e-38, rel=1e-6)
     assert report.notes[0] == "alpha is 0: the file has 1e-38, which has no effect"
 
@@ -138,37 +138,41 @@ def test_each_half_of_a_pair_has_its_own_line_in_the_report(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", ["source", "f32", "f16", "bf16", "q8_0"])
-@pytest.mark.parametrize("own", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_the_way_back_has_types_scales_and_what_was_not_rounded(tmp_path: Path, dtype: str, own: Any) -> None:
+@pytest.mark.parametrize("own_dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_the_way_back_has_types_scales_and_what_was_not_rounded(tmp_path: Path, dtype: str, own_dtype: Any) -> None:
     adapter = Adapter(
-        {Q: delta(dtype=own, alpha=5), V: delta(16, seed=1, alpha=7, dtype=own), UP: delta(48, dtype=own, alpha=7)}
+        {
+            Q: delta(dtype=own_dtype, alpha=5),
+            V: delta(16, seed=1, alpha=7, dtype=own_dtype),
+            UP: delta(48, dtype=own_dtype, alpha=7),
+        }
     )
     _, _, report = written(adapter, tmp_path, dtype=dtype)
     again = gguf.read(tmp_path / "a.gguf", base=llama())
     lost = {line.name for line in report.losses if line.loss is not Loss.EXACT}
-    for target, one in adapter.deltas.items():
-        other = again.deltas[target]
-        assert (other.r, other.scaling) == (2, one.scaling)  # type: ignore[union-attr]
+    for target, written_delta in adapter.deltas.items():
+        read_delta = again.deltas[target]
+        assert (read_delta.r, read_delta.scaling) == (2, written_delta.scaling)  # type: ignore[union-attr]
         for half in ("lora_A", "lora_B"):
-            was, found = getattr(one, half), getattr(other, half)
+            written_factor, read_factor = getattr(written_delta, half), getattr(read_delta, half)
             if f"{target}.{half}" not in lost:
-                assert (found.dtype, found.tobytes()) == (was.dtype, was.tobytes())
+                assert (read_factor.dtype, read_factor.tobytes()) == (written_factor.dtype, written_factor.tobytes())
                 continue
             folded = half == "lora_B" and target == Q  # whose alpha is not that of the file, so that it was multiplied
             stored = {"bf16": ml_dtypes.bfloat16, "q8_0": np.float32 if half == "lora_A" else np.float16}.get(dtype, np.float16)
-            assert found.dtype == (np.float32 if folded else stored)
-            np.testing.assert_allclose(found.astype(np.float64), was.astype(np.float64), rtol=2**-7, atol=0.02)
+            assert read_factor.dtype == (np.float32 if folded else stored)
+            np.testing.assert_allclose(read_factor.astype(np.float64), written_factor.astype(np.float64), rtol=2**-7, atol=0.02)
     if dtype == "source":
         assert lost == set()
 
 
 def test_what_blocks_hold_exactly_comes_back_in_its_own_type(tmp_path: Path) -> None:
-    one = LowRank(np.full((2, 32), 127 / 128, np.float16), np.ones((16, 2), np.float16), 4)
-    _, _, report = written(Adapter({V: one}), tmp_path, dtype="q8_0")
+    low = LowRank(np.full((2, 32), 127 / 128, np.float16), np.ones((16, 2), np.float16), 4)
+    _, _, report = written(Adapter({V: low}), tmp_path, dtype="q8_0")
     assert {line.loss for line in report.losses} == {Loss.EXACT}
     again = gguf.read(tmp_path / "a.gguf", base=llama()).deltas[V]
     assert isinstance(again, LowRank)
-    assert (again.lora_A.dtype, again.lora_A.tobytes()) == (np.float16, one.lora_A.tobytes())
+    assert (again.lora_A.dtype, again.lora_A.tobytes()) == (np.float16, low.lora_A.tobytes())
 
 
 # ---- metadata
@@ -218,16 +222,16 @@ ROW = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
 
 def test_the_same_type_is_the_same_array() -> None:
     for dtype in ("source", "f32"):
-        found = writer.as_dtype("x", ROW, dtype)
-        assert (found.data is ROW, found.read_back is ROW, found.error, found.note) == (True, True, 0.0, "")
+        rounded = writer.as_dtype("x", ROW, dtype)
+        assert (rounded.data is ROW, rounded.read_back is ROW, rounded.error, rounded.note) == (True, True, 0.0, "")
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("f16", np.float16), ("bf16", ml_dtypes.bfloat16)])
 def test_a_narrower_type_has_the_largest_error_of_any_element(dtype: str, kind: Any) -> None:
-    found = writer.as_dtype("x", ROW, dtype)
+    rounded = writer.as_dtype("x", ROW, dtype)
     error = np.abs(ROW.astype(np.float64) - ROW.astype(kind).astype(np.float64)).max()
-    assert (found.error, found.note) == (error, f"as {dtype.upper()}, largest error {error:.3g}")
-    assert found.read_back.dtype == kind
+    assert (rounded.error, rounded.note) == (error, f"as {dtype.upper()}, largest error {error:.3g}")
+    assert rounded.read_back.dtype == kind
     exact = writer.as_dtype("x", np.array([[0.5, -2.0]], np.float32), dtype)
     assert (exact.error, exact.note) == (0.0, f"as {dtype.upper()}, exactly")
 
@@ -235,24 +239,24 @@ def test_a_narrower_type_has_the_largest_error_of_any_element(dtype: str, kind: 
 def test_a_number_that_would_become_infinite_is_refused_and_an_infinite_one_stays() -> None:
     with pytest.raises(RefusedError, match="x: 70000 does not fit into F16"):
         writer.as_dtype("x", np.array([[1, -70000, np.inf]], np.float32), "f16")
-    found = writer.as_dtype("x", np.array([[1, np.inf, np.nan]], np.float32), "f16")
-    assert (found.error, found.read_back.tolist()[0][:2]) == (0.0, [1.0, np.inf])
+    rounded = writer.as_dtype("x", np.array([[1, np.inf, np.nan]], np.float32), "f16")
+    assert (rounded.error, rounded.read_back.tolist()[0][:2]) == (0.0, [1.0, np.inf])
 
 
 @pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
 def test_whole_blocks_are_quantized(dtype: str) -> None:
-    found = writer.as_dtype("x", ROW, dtype)
-    assert isinstance(found.data, gguf_output.QuantizedTensor)
-    assert found.data.type_name == dtype.upper()
-    assert found.error == np.abs(ROW.astype(np.float64) - found.read_back).max()
-    assert 0 < found.error < {"q8_0": 0.005, "q4_0": 0.14}[dtype]
+    rounded = writer.as_dtype("x", ROW, dtype)
+    assert isinstance(rounded.data, gguf_output.QuantizedTensor)
+    assert rounded.data.type_name == dtype.upper()
+    assert rounded.error == np.abs(ROW.astype(np.float64) - rounded.read_back).max()
+    assert 0 < rounded.error < {"q8_0": 0.005, "q4_0": 0.14}[dtype]
 
 
 def test_rows_that_are_no_whole_blocks_stay_in_floats() -> None:
     odd = ROW[:, :31].copy()
-    found = writer.as_dtype("x", odd, "q8_0")
-    assert found.read_back.dtype == np.float16
-    assert found.note.startswith("rows of 31 are not a multiple of Q8_0's blocks (32): as F16, largest error ")
+    rounded = writer.as_dtype("x", odd, "q8_0")
+    assert rounded.read_back.dtype == np.float16
+    assert rounded.note.startswith("rows of 31 are not a multiple of Q8_0's blocks (32): as F16, largest error ")
     odd[0, 0] = 70000
     wide = writer.as_dtype("x", odd, "q8_0")
     assert (wide.data is odd, wide.error) == (True, 0.0)

@@ -126,7 +126,7 @@ OTHER_NAMES = {"FLUX.1 by XLabs", "FLUX.2 by SimpleTuner", "Z-Image by ComfyUI"}
 
 
 def test_every_family_has_a_row() -> None:
-    names = {each.name for each in family_tables.TRANSFORMERS if not re.search("by (musubi|sd-scripts)", each.name)}
+    names = {table.name for table in family_tables.TRANSFORMERS if not re.search("by (musubi|sd-scripts)", table.name)}
     assert names == set(FAMILIES) | OTHER_NAMES
 
 
@@ -135,14 +135,14 @@ def test_a_table_has_every_linear_module_of_diffusers_model_and_its_shape(family
     names, shapes = table_of(family), linears(family)
     assert re.match(names.classes, FAMILIES[family].model)
     for target, shape in shapes.items():
-        found = names.trainer_path(target)
-        assert found, target
-        path, reading = found
+        path_and_reading = names.trainer_path(target)
+        assert path_and_reading, target
+        path, reading = path_and_reading
         assert names.read(path.replace(".", "_")) == reading
-        out = sum(shapes[each][0] for each in reading.targets)
+        out = sum(shapes[target][0] for target in reading.targets)
         assert not reading.excludes((out, shape[1])), (target, out, shape, reading.ratio)
         if reading.shares:
-            assert [shapes[each][0] * sum(reading.shares) for each in reading.targets] == [s * out for s in reading.shares]
+            assert [shapes[target][0] * sum(reading.shares) for target in reading.targets] == [s * out for s in reading.shares]
 
 
 def small(reading: name_table.Reading, target: str, columns: int) -> tuple[int, int]:
@@ -157,16 +157,22 @@ def test_a_module_of_its_makers_is_the_one_that_diffusers_makes_of_it(family: st
 
     row, names, numbers = FAMILIES[family], table_of(family), Numbers(np.float32)
     readings = dict(
-        found for target in linears(family) if (found := names.trainer_path(target)) and found[0].startswith(row.only)
+        path_and_reading
+        for target in linears(family)
+        if (path_and_reading := names.trainer_path(target)) and path_and_reading[0].startswith(row.only)
     )
-    pairs = {path: (numbers(1, 24), numbers(sum(small(r, one, 24)[0] for one in r.targets), 1)) for path, r in readings.items()}
+    pairs = {
+        path: (numbers(1, 24), numbers(sum(small(r, target, 24)[0] for target in r.targets), 1)) for path, r in readings.items()
+    }
     module, _, function = row.convert.partition(".")
     # A converter of checkpoints renames, cuts and turns rows: it is given the rows of each lora_B as a weight.
     ends = ("lora_A.weight", "lora_B.weight") if module.startswith("lora") else ("", "weight")
-    given = {f"{row.prefix}{path}.{end}": torch.from_numpy(array)
+    tensors_of_makers = {f"{row.prefix}{path}.{end}": torch.from_numpy(array)
              for path, pair in pairs.items() for end, array in zip(ends, pair, strict=True) if end}  # fmt: skip
     convert = getattr(importlib.import_module(f"diffusers.loaders.{module}"), function)
-    theirs = {name.removeprefix("transformer."): rows for name, rows in convert(given | row.more()).items()}
+    theirs = {
+        name.removeprefix("transformer."): rows for name, rows in convert(tensors_of_makers | row.required_zeros()).items()
+    }
     for kind in ("flat", "dotted", "bare"):
         write = {"flat": lambda path: f"lora_unet_{path.replace('.', '_')}", "dotted": lambda path: f"diffusion_model.{path}"}
         tensors = {
@@ -177,9 +183,9 @@ def test_a_module_of_its_makers_is_the_one_that_diffusers_makes_of_it(family: st
         }
         path = tmp_path / f"{kind}.safetensors"
         safetensors_file.write(path, tensors, {"modelspec.architecture": family.replace(" ", "-")})
-        found = formats.read(path).deltas if tensors else {}
-        assert found or kind == "bare"
-        for target, delta in found.items():
+        path_and_reading = formats.read(path).deltas if tensors else {}
+        assert path_and_reading or kind == "bare"
+        for target, delta in path_and_reading.items():
             rows = theirs[f"{target.removeprefix('transformer.')}.{ends[1]}"]
             np.testing.assert_array_equal(getattr(delta, "lora_B"), rows.numpy(), err_msg=target)  # noqa: B009
 
@@ -194,9 +200,9 @@ def test_an_adapter_of_all_its_modules_goes_to_kohya_and_back(family: str, tmp_p
         tensors = {name: file.tensor(name) for name in file.tensors}
         names = {key: text for key, text in file.header.metadata.items() if key == "adapterhub.names"}
     safetensors_file.write(tmp_path / "y.safetensors", tensors, names)  # without the source's config, which would ride along
-    deltas, wanted = formats.read(tmp_path / "y.safetensors").deltas, formats.read(source).deltas
-    assert set(deltas) == {f"transformer.{target}" for target in wanted}
-    for target, delta in wanted.items():
+    deltas, expected = formats.read(tmp_path / "y.safetensors").deltas, formats.read(source).deltas
+    assert set(deltas) == {f"transformer.{target}" for target in expected}
+    for target, delta in expected.items():
         np.testing.assert_allclose(dense(deltas[f"transformer.{target}"]), dense(delta), rtol=1e-5, atol=1e-5)
 
 

@@ -17,7 +17,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert
 from adapterhub_converters.formats.image import joined_modules, name_table
-from tests.converters.test_kohya import one
+from tests.converters.test_kohya import read_file
 from tests.support.images import FLUX, Numbers, dense, kohya_file, peft_folder
 
 Q = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
@@ -33,10 +33,10 @@ def test_rows_that_diffsynth_interleaves_are_refused(tmp_path: Path) -> None:
     for infix in ("", ".default"):
         pair_of = {f"lora_A{infix}.weight": numbers(2, 12), f"lora_B{infix}.weight": numbers(48, 2)}
         if not infix:
-            assert len(one(tmp_path / "x", pair_of, stem).deltas) == 3
+            assert len(read_file(tmp_path / "x", pair_of, stem).deltas) == 3
             continue
         with pytest.raises(RefusedError, match="are interleaved by heads"):
-            one(tmp_path / "y", pair_of, stem)
+            read_file(tmp_path / "y", pair_of, stem)
 
 
 def test_rows_of_one_module_are_those_of_several(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_products_of_one_module_are_those_of_several(tmp_path: Path, kind: str) 
             w1 = parts["lokr_w1_a"] @ parts["lokr_w1_b"]
         whole = np.kron(w1, w2)
     stem = "diffusion_model.double_blocks.0.txt_attn.qkv"
-    deltas = one(tmp_path / "x", parts, stem).deltas
+    deltas = read_file(tmp_path / "x", parts, stem).deltas
     assert [target.rpartition(".")[2] for target in deltas] == ["add_q_proj", "add_k_proj", "add_v_proj"]
     np.testing.assert_allclose(np.concatenate([dense(delta) for delta in deltas.values()]), whole, rtol=1e-5, atol=1e-6)
     report = convert.convert(tmp_path / "x", tmp_path / "y", to="peft")
@@ -81,12 +81,12 @@ def test_a_product_that_cannot_be_cut_or_turned_is_the_pair_that_it_equals(tmp_p
     path = tmp_path / "x"
     safetensors_file.write(path, {f"lora_unet_{stem}.{n}": a for n, a in parts.items()}, {"ss_base_model_version": "flux1"})
     deltas: Any = convert.read(path).deltas.values()
-    found = np.concatenate([dense(delta) for delta in deltas])
+    product = np.concatenate([dense(delta) for delta in deltas])
     magnitude = np.concatenate([delta.magnitude for delta in deltas])
     expected = np.kron(w1, w2)
     if "final" in stem:
         expected, scales = (np.concatenate([rows[8:], rows[:8]]) for rows in (expected, scales))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(product, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(magnitude, scales[:, 0])
 
 
@@ -115,10 +115,10 @@ def test_apart_and_together_again_is_the_same_function(kind: str, order: list[st
     np.testing.assert_allclose(dense(whole), np.concatenate([dense(deltas[name]) for name in "qkv"]), rtol=1e-6, atol=1e-6)
     again = joined_modules.split_delta("x", whole, reading, "x")
     for name, delta in deltas.items():
-        found: Any = again[name]
-        assert (found.lora_A.tobytes(), found.lora_B.tobytes()) == (delta.lora_A.tobytes(), delta.lora_B.tobytes())
-        assert found.scaling == delta.scaling
-        assert kind != "dora" or found.magnitude.tobytes() == delta.magnitude.tobytes()
+        split_delta: Any = again[name]
+        assert (split_delta.lora_A.tobytes(), split_delta.lora_B.tobytes()) == (delta.lora_A.tobytes(), delta.lora_B.tobytes())
+        assert split_delta.scaling == delta.scaling
+        assert kind != "dora" or split_delta.magnitude.tobytes() == delta.magnitude.tobytes()
 
 
 def test_halves_that_diffusers_has_the_other_way_round_are_turned(tmp_path: Path) -> None:

@@ -29,14 +29,14 @@ TE = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
 FLUX_BASE = bases.BaseSpec("flux", "hf", "FluxTransformer2DModel", "", {})
 
 
-def one(path: Path, parts: dict[str, np.ndarray], stem: str = Q) -> Adapter:
+def read_file(path: Path, parts: dict[str, np.ndarray], stem: str = Q) -> Adapter:
     """The adapter of one module."""
     safetensors_file.write(path, {f"{stem}.{name}": array for name, array in parts.items()})
     return convert.read(path)
 
 
 def the_delta(path: Path, parts: dict[str, np.ndarray], stem: str = Q) -> Any:
-    (delta,) = one(path, parts, stem).deltas.values()
+    (delta,) = read_file(path, parts, stem).deltas.values()
     return delta
 
 
@@ -74,7 +74,7 @@ def test_an_alpha_of_none_or_zero_is_the_rank(
     numbers = Numbers()
     parts = {"lora_down.weight": numbers(4, 8), "lora_up.weight": numbers(6, 4)}
     parts |= {} if alpha is None else {"alpha": np.full(shape, alpha, np.float32)}
-    adapter = one(tmp_path / "x.safetensors", parts)
+    adapter = read_file(tmp_path / "x.safetensors", parts)
     assert adapter.deltas[OURS].scaling == scaling
     assert bool(adapter.notes) == (not alpha)
 
@@ -94,11 +94,11 @@ def test_lycoris_kinds_are_what_lycoris_computes(tmp_path: Path) -> None:
     np.testing.assert_allclose(dense(delta), 0.5 * np.kron(w1[:, :, None, None], w2), rtol=1e-4, atol=1e-4)
 
     tensors = {f"{Q}.{name}": array for name, array in {"lokr_w1": w1, "lokr_w2": numbers(3, 2), "alpha": scalar(8)}.items()}
-    for said in ('{"rs_lora": "True"}', "{}"):
-        safetensors_file.write(tmp_path / "3", tensors, {"ss_network_args": said})
+    for network_args in ('{"rs_lora": "True"}', "{}"):
+        safetensors_file.write(tmp_path / "3", tensors, {"ss_network_args": network_args})
         whole = convert.read(tmp_path / "3")
         assert whole.deltas[OURS].scaling == 1
-        assert ["without the factor of rs_lora" in note for note in whole.notes] == [True] * ("rs_lora" in said)
+        assert ["without the factor of rs_lora" in note for note in whole.notes] == [True] * ("rs_lora" in network_args)
 
     down, mid, up = numbers(4, 8, 1, 1), numbers(4, 4, 3, 3), numbers(6, 4, 1, 1)
     parts = {"lora_down.weight": down, "lora_mid.weight": mid, "lora_up.weight": up, "alpha": scalar(2)}
@@ -126,10 +126,10 @@ def test_a_bias_difference_counts_and_zeros_are_reported(tmp_path: Path) -> None
     parts = {"lora_down.weight": numbers(2, 8), "lora_up.weight": numbers(6, 2), "alpha": scalar(1), "diff_b": numbers(6)}
     delta = the_delta(tmp_path / "x", parts)
     np.testing.assert_allclose(delta.scaling * delta.bias, parts["diff_b"], rtol=1e-6)
-    zeros = one(tmp_path / "y", {**parts, "diff_b": np.zeros(6, np.float16)})
+    zeros = read_file(tmp_path / "y", {**parts, "diff_b": np.zeros(6, np.float16)})
     assert zeros.notes == ("1 differences are all zeros and have no effect",)
     alone = {"diff_b": numbers(6)}
-    assert one(tmp_path / "z", alone).added[f"{OURS}.bias"].tobytes() == alone["diff_b"].tobytes()
+    assert read_file(tmp_path / "z", alone).added[f"{OURS}.bias"].tobytes() == alone["diff_b"].tobytes()
 
 
 # ---- FLUX: several modules in one
@@ -237,7 +237,7 @@ def test_several_models_are_several_adapters_to_peft(tmp_path: Path) -> None:
 def test_lycoris_kinds_stay_what_they_are(tmp_path: Path) -> None:
     numbers = Numbers()
     loha = {f"hada_w{n}_{half}": numbers(*shape) for n in (1, 2) for half, shape in (("a", (16, 2)), ("b", (2, 16)))}
-    adapter = one(tmp_path / "x", {**loha, "alpha": scalar(1)})
+    adapter = read_file(tmp_path / "x", {**loha, "alpha": scalar(1)})
     report = kohya.write(adapter, tmp_path / "y")
     assert report.worst == Loss.EXACT
     np.testing.assert_array_equal(dense(convert.read(tmp_path / "y").deltas[OURS]), dense(adapter.deltas[OURS]))
@@ -301,7 +301,7 @@ def test_malformed_ones_are_refused_in_one_line(
     tmp_path: Path, parts: dict[str, np.ndarray], error: type[AdapterhubError], says: str
 ) -> None:
     with pytest.raises(AdapterhubError) as caught:
-        one(tmp_path / "x", parts)
+        read_file(tmp_path / "x", parts)
     assert says in str(caught.value)
     assert isinstance(caught.value, error)
     assert "\n" not in str(caught.value)
@@ -405,10 +405,10 @@ def test_the_commands_take_it(run: Run, tmp_path: Path) -> None:
     assert document["worst"] == "exact"
     run("init")
     run("push", "style", "me/style")
-    shown = json.loads(run("show", "me/style", "--json").stdout)
-    assert shown["manifest"]["format"] == "kohya"
-    assert (shown["manifest"]["r"], shown["manifest"]["alpha"]) == (4, 3)
-    base = shown["manifest"]["base"]
+    shown_version = json.loads(run("show", "me/style", "--json").stdout)
+    assert shown_version["manifest"]["format"] == "kohya"
+    assert (shown_version["manifest"]["r"], shown_version["manifest"]["alpha"]) == (4, 3)
+    base = shown_version["manifest"]["base"]
     assert (base["repo"], base["model_type"], base["architecture"]) == ("org/sdxl", "SDXL", None)
     assert ["family", "SDXL"] in [line.split() for line in run("show", "me/style").stdout.splitlines()]
     [report] = json.loads(run("validate", "style", "--json", code=None).stdout)["reports"]
@@ -423,7 +423,7 @@ def test_an_adapter_with_differences_of_norms_is_checked_and_stored(run: Run, tm
     (tmp_path / "wan").mkdir()
     safetensors_file.write(tmp_path / "wan/wan.safetensors", tensors)
     [report] = json.loads(run("validate", "wan", "--json").stdout)["reports"]
-    assert {one["verdict"] for one in report["runtimes"].values()} == {"refused"}
+    assert {runtime["verdict"] for runtime in report["runtimes"].values()} == {"refused"}
     run("push", "wan", "me/wan")
     manifest = json.loads(run("show", "me/wan", "--json").stdout)["manifest"]
     assert manifest["replaced"] == [

@@ -51,7 +51,7 @@ class Written:  # noqa: PLW1641  # its hash is the decorator's
     def __repr__(self) -> str:
         return "written"
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, value: object) -> bool:
         return True
 
 

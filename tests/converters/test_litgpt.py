@@ -182,9 +182,9 @@ def merged(enabled: tuple[bool, bool, bool], kind: str) -> tuple[dict[str, np.nd
 
     def hf(whole: dict[str, Any]) -> dict[str, np.ndarray]:
         bare = {name.replace(".linear.", "."): value for name, value in whole.items() if not lora_filter(name, value)}
-        found: dict[str, Any] = {}
-        convert_lit_checkpoint.copy_weights_llama(config, found, bare)
-        return {name: value.detach().numpy().copy() for name, value in found.items()}
+        weights_by_name: dict[str, Any] = {}
+        convert_lit_checkpoint.copy_weights_llama(config, weights_by_name, bare)
+        return {name: value.detach().numpy().copy() for name, value in weights_by_name.items()}
 
     before = hf(state)
     merge_lora_weights(model)
@@ -195,7 +195,7 @@ def merged(enabled: tuple[bool, bool, bool], kind: str) -> tuple[dict[str, np.nd
 
 @pytest.mark.peer
 @pytest.mark.parametrize("kind", ["LLaMAMLP", "GemmaMLP"])
-@pytest.mark.parametrize("enabled", [each for each in itertools.product((True, False), repeat=3) if any(each)])
+@pytest.mark.parametrize("enabled", [flags for flags in itertools.product((True, False), repeat=3) if any(flags)])
 def test_the_deltas_are_what_litgpt_merges(tmp_path: Path, enabled: tuple[bool, bool, bool], kind: str) -> None:
     lora, added, options = merged(enabled, kind)
     safetensors_file.write(tmp_path / "a.safetensors", lora, {"format": "pt"})
@@ -235,8 +235,8 @@ def test_transformers_computes_with_the_deltas_what_litgpt_computes(tmp_path: Pa
     from litgpt.lora import GPT, Config, lora_filter
     from litgpt.scripts import convert_lit_checkpoint
 
-    own, copy = MODELS[kind]
-    config = Config(**NUMBERS | own)
+    model_numbers, copy = MODELS[kind]
+    config = Config(**NUMBERS | model_numbers)
     torch.manual_seed(0)
     model = GPT(config)
     for parameter in model.parameters():
@@ -255,11 +255,11 @@ def test_transformers_computes_with_the_deltas_what_litgpt_computes(tmp_path: Pa
     numbers = {key: value for key, value in numbers.items() if kind != "Qwen2" or key != "head_dim"}
     rope = {"rope_type": "default", "rope_theta": 1e4}
     build, make = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
-    other = make(build(**numbers, rope_parameters=rope))
-    other.load_state_dict(weights, strict=True)
+    hf_model = make(build(**numbers, rope_parameters=rope))
+    hf_model.load_state_dict(weights, strict=True)
     ids = torch.tensor([[1, 5, 7, 3, 9, 2, 11, 4]])
     with torch.no_grad():
-        torch.testing.assert_close(other.eval()(ids).logits, model.eval()(ids), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(hf_model.eval()(ids).logits, model.eval()(ids), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.peer
@@ -271,7 +271,7 @@ def test_litgpt_loads_what_we_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("enabled", [each for each in itertools.product((True, False), repeat=3) if any(each)])
+@pytest.mark.parametrize("enabled", [flags for flags in itertools.product((True, False), repeat=3) if any(flags)])
 def test_the_module_of_before_is_read_as_litgpt_had_it(tmp_path: Path, enabled: tuple[bool, bool, bool]) -> None:
     pytest.importorskip("litgpt.lora", reason="litgpt isn't installed: tests/peers has it [make test-peers]")
     import litgpt as maker

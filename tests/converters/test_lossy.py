@@ -49,8 +49,8 @@ def save(adapter: Adapter, path: Path) -> Path:
     return path
 
 
-def plain(**more: Any) -> LowRank:
-    return LowRank(normal(4, 32), normal(32, 4), 8.0, **more)
+def plain(**fields: Any) -> LowRank:
+    return LowRank(normal(4, 32), normal(32, 4), 8.0, **fields)
 
 
 def convert(source: Path, model: Path | None, to: str = "gguf", **allowed: Any) -> tuple[Path, LossReport]:
@@ -112,8 +112,8 @@ def test_the_error_of_an_approximated_dora_is_the_true_one(tmp_path: Path, model
     errors = []
     for rank in (2, None, 32):
         target, report = convert(source, model, approx=True, rank=rank)
-        found = dense(target, Q)
-        error = np.linalg.norm(expected - found) / np.linalg.norm(expected)
+        approximated = dense(target, Q)
+        error = np.linalg.norm(expected - approximated) / np.linalg.norm(expected)
         best = np.sqrt((np.linalg.svd(expected)[1][rank or 4 :] ** 2).sum()) / np.linalg.norm(expected)
         assert error == pytest.approx(best, rel=1e-4, abs=1e-5)
         assert {line.error for line in report.losses} == {report.losses[0].error}
@@ -148,8 +148,8 @@ def test_replaced_rows_need_no_permission_but_the_base(tmp_path: Path, model: Pa
     target, report = convert(source, model)
     changed = weight(model, EMBED) + dense(target, EMBED)
     np.testing.assert_allclose(changed[[3, 20]], values, rtol=1e-6, atol=1e-6)
-    others = np.delete(np.arange(24), [3, 20])
-    assert not dense(target, EMBED)[others].any()
+    other_rows = np.delete(np.arange(24), [3, 20])
+    assert not dense(target, EMBED)[other_rows].any()
     assert report.worst == Loss.ROUNDED
 
 
@@ -163,13 +163,13 @@ def test_approximating_without_weights_names_what_is_missing(tmp_path: Path, mod
 
 
 @pytest.mark.parametrize(
-    ("drop", "gone"),
+    ("drop", "dropped_name"),
     [(["lm_head*"], "lm_head.weight"), (["weights"], "lm_head.weight"), (["lm_head.weight"], "lm_head.weight")],
 )
-def test_a_name_a_pattern_or_a_kind_is_dropped(tmp_path: Path, model: Path, drop: list[str], gone: str) -> None:
+def test_a_name_a_pattern_or_a_kind_is_dropped(tmp_path: Path, model: Path, drop: list[str], dropped_name: str) -> None:
     source = save(Adapter({Q: plain()}, replaced={"lm_head.weight": normal(24, 32)}), tmp_path / "a")
     _, report = convert(source, model, drop=drop)
-    assert [line.name for line in report.losses if line.loss == Loss.DROPPED] == [gone]
+    assert [line.name for line in report.losses if line.loss == Loss.DROPPED] == [dropped_name]
 
 
 def test_what_the_format_can_express_is_never_dropped_or_approximated(tmp_path: Path, model: Path) -> None:

@@ -49,14 +49,14 @@ def megatrons(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def shared() -> Adapter:
     """q, k and v of one `lora_A`, gate and up of one: what LoRA without Canonical trains."""
     deltas = dict(trained.full().deltas)
-    for layer, (first, *others) in itertools.product((0, 1), ((Q, K, V), (GATE, UP))):
-        one = deltas[first.replace(".0.", f".{layer}.")]
-        for other in others:
-            target = other.replace(".0.", f".{layer}.")
-            each = deltas[target]
-            assert isinstance(one, LowRank)
-            assert isinstance(each, LowRank)
-            deltas[target] = dataclasses.replace(each, lora_A=one.lora_A)
+    for layer, (first, *later_modules) in itertools.product((0, 1), ((Q, K, V), (GATE, UP))):
+        first_delta = deltas[first.replace(".0.", f".{layer}.")]
+        for later_module in later_modules:
+            target = later_module.replace(".0.", f".{layer}.")
+            later_delta = deltas[target]
+            assert isinstance(first_delta, LowRank)
+            assert isinstance(later_delta, LowRank)
+            deltas[target] = dataclasses.replace(later_delta, lora_A=first_delta.lora_A)
     return Adapter(deltas)
 
 
@@ -111,8 +111,8 @@ def cut(name: str, array: np.ndarray, ranks: int) -> Iterator[np.ndarray]:
         yield from np.split(array, ranks, -1)
     elif name.endswith("linear_fc1.adapter.linear_out.weight"):
         gate, up = np.split(array, 2, -2)
-        for part, other in zip(np.split(gate, ranks, -2), np.split(up, ranks, -2), strict=True):
-            yield np.concatenate([part, other], -2)
+        for part, up_part in zip(np.split(gate, ranks, -2), np.split(up, ranks, -2), strict=True):
+            yield np.concatenate([part, up_part], -2)
     else:
         yield from np.split(array, ranks, -2)
 
@@ -244,11 +244,11 @@ def test_experts_are_those_of_their_ranks(tmp_path: Path, style: str, ranks: int
         for e in range(4)
     }
     second = {e: (expert(e, "down_proj").lora_A, expert(e, "down_proj").lora_B) for e in range(4)}
-    for rank, own in enumerate(np.split(np.arange(4), ranks)):
+    for rank, expert_numbers in enumerate(np.split(np.arange(4), ranks)):
         tensors: Tensors = {}
         for half, name in enumerate(("in", "out")):
             for path, pairs in (("linear_fc1", first), ("linear_fc2", second)):
-                parts = [pairs[int(e)][half] for e in own]
+                parts = [pairs[int(e)][half] for e in expert_numbers]
                 stem = "decoder.layers.1.mlp.experts"
                 if style == "stacked":
                     tensors[f"{stem}.{path}.adapter.linear_{name}.weight"] = np.stack(parts)

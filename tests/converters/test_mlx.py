@@ -19,9 +19,9 @@ from tests.conftest import need_module
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 
 
-def delta(*, r: int = 2, alpha: float = 4, seed: int = 0, dtype: Any = np.float32, **more: Any) -> LowRank:
+def delta(*, r: int = 2, alpha: float = 4, seed: int = 0, dtype: Any = np.float32, **fields: Any) -> LowRank:
     rng = np.random.default_rng(seed)
-    return LowRank(rng.normal(size=(r, 8)).astype(dtype), rng.normal(size=(6, r)).astype(dtype), alpha, **more)
+    return LowRank(rng.normal(size=(r, 8)).astype(dtype), rng.normal(size=(6, r)).astype(dtype), alpha, **fields)
 
 
 EMBED = LowRankEmbedding(np.arange(20, dtype=np.float32).reshape(2, 10), np.ones((6, 2), np.float32), 4)
@@ -54,10 +54,10 @@ def applied(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_mlx_lm_applies_the_same_deltas(tmp_path: Path) -> None:
-    found = applied(write(ADAPTER, tmp_path / "a"))
-    for target, wanted in ADAPTER.deltas.items():
-        dense = wanted.scaling * wanted.lora_B.astype(np.float64) @ wanted.lora_A.astype(np.float64)
-        np.testing.assert_allclose(found[target], dense, rtol=1e-6)
+    applied_deltas = applied(write(ADAPTER, tmp_path / "a"))
+    for target, low in ADAPTER.deltas.items():
+        dense = low.scaling * low.lora_B.astype(np.float64) @ low.lora_A.astype(np.float64)
+        np.testing.assert_allclose(applied_deltas[target], dense, rtol=1e-6)
 
 
 def test_the_config_has_what_mlx_lm_reads(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_peft_to_mlx_and_back_is_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "peft" / name).read_bytes()
 
 
-def experts(**more: Any) -> Adapter:
+def experts(**fields: Any) -> Adapter:
     rng = np.random.default_rng(5)
     shapes = {"gate_proj": (6, 8), "up_proj": (6, 8), "down_proj": (8, 6)}
     return Adapter(
@@ -113,7 +113,7 @@ def experts(**more: Any) -> Adapter:
             for e in (0, 2)
             for name, (out, into) in shapes.items()
         },
-        **more,
+        **fields,
     )
 
 
@@ -136,10 +136,10 @@ def test_every_kind_comes_back_to_the_byte(tmp_path: Path, name: str) -> None:
 
 
 def test_smaller_ranks_are_filled_with_zeros_and_reported(tmp_path: Path) -> None:
-    found = {line.name: line for line in report(VARIANTS["ranks"], tmp_path / "a").losses}
-    assert found[f"{UP}.lora_A"].loss == Loss.EXACT
-    assert found[f"{Q}.lora_A"].loss == Loss.REWRITTEN
-    assert "padded with zeros to rank 3" in found[f"{Q}.lora_B"].note
+    losses_by_name = {line.name: line for line in report(VARIANTS["ranks"], tmp_path / "a").losses}
+    assert losses_by_name[f"{UP}.lora_A"].loss == Loss.EXACT
+    assert losses_by_name[f"{Q}.lora_A"].loss == Loss.REWRITTEN
+    assert "padded with zeros to rank 3" in losses_by_name[f"{Q}.lora_B"].note
     for target, dense in applied(tmp_path / "a").items():
         expected = VARIANTS["ranks"].deltas[target]
         np.testing.assert_allclose(dense, expected.scaling * expected.lora_B.astype(np.float64) @ expected.lora_A, rtol=1e-6)
@@ -152,8 +152,8 @@ def test_a_stacked_parameter_becomes_gate_and_up(tmp_path: Path) -> None:
     deltas = mlx.read(folder).deltas
     for e in range(3):
         halves = [deltas[f"{EXPERT}.{e}.{part}"] for part in ("gate_proj", "up_proj")]
-        found = np.concatenate([half.scaling * half.lora_B @ half.lora_A for half in halves])
-        np.testing.assert_allclose(found, 2.0 * stacked.lora_B[e] @ stacked.lora_A[e], rtol=1e-6)
+        halves_product = np.concatenate([half.scaling * half.lora_B @ half.lora_A for half in halves])
+        np.testing.assert_allclose(halves_product, 2.0 * stacked.lora_B[e] @ stacked.lora_A[e], rtol=1e-6)
 
 
 def test_one_table_for_two_where_the_base_ties_them(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_the_real_mlx_lm_computes_what_peft_computes(tmp_path: Path, config: dic
         expected = wrapped(torch.tensor([tokens])).logits[0].numpy()
     write(peft.read(tmp_path / "peft"), tmp_path / "mlx")
     loaded, _ = load_model(tmp_path / "base")
-    found = np.array(load_adapters(loaded, str(tmp_path / "mlx"))(mx.array([tokens]))[0])
-    assert np.abs(found - expected).max() < 1e-4
+    mlx_logits = np.array(load_adapters(loaded, str(tmp_path / "mlx"))(mx.array([tokens]))[0])
+    assert np.abs(mlx_logits - expected).max() < 1e-4
 
 
 @pytest.mark.peer
@@ -246,8 +246,8 @@ def test_peft_computes_what_the_real_mlx_lm_computes(tmp_path: Path, config: dic
     (tmp_path / "peft").mkdir()
     peft.write(mlx.read(tmp_path / "mlx", base=bases.read_base(tmp_path / "base")), tmp_path / "peft")
     with torch.no_grad():
-        found = PeftModel.from_pretrained(model, str(tmp_path / "peft")).eval()(torch.tensor([tokens])).logits[0].numpy()
-    assert np.abs(found - expected).max() < 1e-4
+        peft_logits = PeftModel.from_pretrained(model, str(tmp_path / "peft")).eval()(torch.tensor([tokens])).logits[0].numpy()
+    assert np.abs(peft_logits - expected).max() < 1e-4
 
 
 @pytest.mark.peer
@@ -262,10 +262,10 @@ def test_the_real_mlx_lm_adds_the_deltas_of_experts(tmp_path: Path, family: str)
     from adapterhub_converters import bases
     from tests.support import tiny
 
-    more = {"num_local_experts": 4} if family == "Mixtral" else {"num_experts": 4, "moe_intermediate_size": 32}
-    tiny.model(f"{family}ForCausalLM", num_experts_per_tok=4, **more).save_pretrained(tmp_path / "base")
+    expert_numbers = {"num_local_experts": 4} if family == "Mixtral" else {"num_experts": 4, "moe_intermediate_size": 32}
+    tiny.model(f"{family}ForCausalLM", num_experts_per_tok=4, **expert_numbers).save_pretrained(tmp_path / "base")
     config = json.loads((tmp_path / "base/config.json").read_text())  # mlx-lm wants the names of before transformers 5
-    (tmp_path / "base/config.json").write_text(json.dumps(config | more | {"rope_theta": 10_000.0}))
+    (tmp_path / "base/config.json").write_text(json.dumps(config | expert_numbers | {"rope_theta": 10_000.0}))
     rng = np.random.default_rng(0)
     mixtral = family == "Mixtral"
     width = 96 if mixtral else 32
@@ -288,10 +288,10 @@ def test_the_real_mlx_lm_adds_the_deltas_of_experts(tmp_path: Path, family: str)
     load_adapters(loaded, str(tmp_path / "mlx"))
     modules = dict(loaded.named_modules())
     turned = dict(zip(names, ("gate_proj", "up_proj", "down_proj"), strict=True))
-    for target, wanted in adapter.deltas.items():
-        stem, _, rest = target.partition(".experts.")
-        e, _, name = rest.partition(".")
+    for target, low in adapter.deltas.items():
+        stem, _, after_experts = target.partition(".experts.")
+        e, _, name = after_experts.partition(".")
         switch = f"{stem}.switch_mlp.{turned[name]}"
-        found = np.array(modules[switch].fuse().weight)[int(e)] - before[f"{switch}.weight"][int(e)]
-        np.testing.assert_allclose(found, wanted.scaling * wanted.lora_B @ wanted.lora_A, atol=2e-5)
+        change = np.array(modules[switch].fuse().weight)[int(e)] - before[f"{switch}.weight"][int(e)]
+        np.testing.assert_allclose(change, low.scaling * low.lora_B @ low.lora_A, atol=2e-5)
     assert np.isfinite(np.array(loaded(mx.array([[3, 5]])))).all()

@@ -28,7 +28,7 @@ def found_in(kind: str, **changes: Any) -> tuple[set[str], set[str], set[str], s
     import mlx.nn as nn
     from mlx_lm.models.switch_layers import SwitchLinear
 
-    linear, stacks, lists, others = set[str](), set[str](), set[str](), set[str]()
+    linear, stacks, lists, other_modules = set[str](), set[str](), set[str](), set[str]()
     for name, module in mlx_models.model(kind, **changes).named_modules():
         inside = re.fullmatch(r"(.*?\.(?:layers|h))\.\d+\.(.+)", name)
         if inside and isinstance(module, nn.Linear):
@@ -37,31 +37,31 @@ def found_in(kind: str, **changes: Any) -> tuple[set[str], set[str], set[str], s
         elif inside and isinstance(module, SwitchLinear):
             stacks.add(inside[2].rpartition(".")[0])
         elif isinstance(module, nn.Linear | nn.Embedding):
-            others.add(name)
-    return linear, stacks, lists, others
+            other_modules.add(name)
+    return linear, stacks, lists, other_modules
 
 
 @pytest.mark.parametrize("kind", [kind for row in mlx_names.ROWS for kind in row.types.split()])
 def test_each_row_is_what_mlx_lm_makes_of_a_config(kind: str) -> None:
     need_module("mlx_lm")
     row = mlx_names.rows()[kind]
-    linear, stacks, lists, others = found_in(kind)
+    linear, stacks, lists, other_modules = found_in(kind)
     assert lists == {row.layers}
     assert linear <= set(row.paths)
     assert {row.experts} <= {*stacks, ""}
-    assert row.table in others
-    assert row.head in others or not any("head" in name for name in others)
+    assert row.table in other_modules
+    assert row.head in other_modules or not any("head" in name for name in other_modules)
 
 
 def test_the_paths_of_a_row_are_all_of_some_model_of_it() -> None:
     need_module("mlx_lm")
     for row in mlx_names.ROWS:
-        found = set[str]().union(*(found_in(kind)[0] for kind in row.types.split()))
+        linear_paths = set[str]().union(*(found_in(kind)[0] for kind in row.types.split()))
         if {"self_attn.q_proj", "self_attn.q_a_proj"} <= set(
             row.paths
         ):  # without a rank of queries there is a q_proj in its place
-            found |= found_in(row.types.split()[0], q_lora_rank=None)[0]
-        assert set(row.paths) - _RARE <= found, (row.types, set(row.paths) - found)
+            linear_paths |= found_in(row.types.split()[0], q_lora_rank=None)[0]
+        assert set(row.paths) - _RARE <= linear_paths, (row.types, set(row.paths) - linear_paths)
 
 
 def test_every_type_is_one_of_mlx_lms() -> None:
@@ -69,8 +69,8 @@ def test_every_type_is_one_of_mlx_lms() -> None:
     import mlx_lm.models
     from mlx_lm.utils import MODEL_REMAPPING
 
-    here = {path.stem for path in Path(next(iter(mlx_lm.models.__path__))).glob("*.py")}
-    assert all(MODEL_REMAPPING.get(kind, kind) in here for row in mlx_names.ROWS for kind in row.types.split())
+    model_types = {path.stem for path in Path(next(iter(mlx_lm.models.__path__))).glob("*.py")}
+    assert all(MODEL_REMAPPING.get(kind, kind) in model_types for row in mlx_names.ROWS for kind in row.types.split())
 
 
 EXPERTS = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
@@ -102,11 +102,11 @@ def test_mlx_lm_adds_what_peft_adds(name: str, tmp_path: Path) -> None:
     merged = saved(wrapped.merge_and_unload(), tmp_path / "merged")
     convert.convert(tmp_path / "a", tmp_path / "mlx", to="mlx", base=read_base(base))
     tokens = mx.array([[3, 17, 99, 5, 64, 23]])
-    before, wanted = (np.array(loaded(path)(tokens)) for path in (base, merged))
+    before, merged_logits = (np.array(loaded(path)(tokens)) for path in (base, merged))
     model = loaded(base)
-    found = np.array(load_adapters(model, str(tmp_path / "mlx"))(tokens))
-    assert np.abs(wanted - before).max() > 0.1
-    assert np.abs(found - wanted).max() < 2e-3 * np.abs(wanted - before).max()
+    mlx_logits = np.array(load_adapters(model, str(tmp_path / "mlx"))(tokens))
+    assert np.abs(merged_logits - before).max() > 0.1
+    assert np.abs(mlx_logits - merged_logits).max() < 2e-3 * np.abs(merged_logits - before).max()
     again = convert.read(tmp_path / "mlx", base=read_base(base))
     assert len(again.deltas) >= len(convert.read(tmp_path / "a", base=read_base(base)).deltas)
 

@@ -44,8 +44,10 @@ def test_what_came_without_our_keys_or_was_changed_reads_to_the_same_function(tm
     assert bool(again.notes) == (change in ("scale", "tensor"))
     assert (again.source is None) == (change is not None)
     for target, dense in applied(folder).items():
-        found = again.deltas[target]
-        np.testing.assert_allclose(found.scaling * found.lora_B.astype(np.float64) @ found.lora_A, dense, rtol=2e-3, atol=1e-5)
+        read_delta = again.deltas[target]
+        np.testing.assert_allclose(
+            read_delta.scaling * read_delta.lora_B.astype(np.float64) @ read_delta.lora_A, dense, rtol=2e-3, atol=1e-5
+        )
 
 
 GOOD = {"rank": 2, "scale": 20.0, "dropout": 0.0}
@@ -127,11 +129,9 @@ def test_experts_without_a_source_config_come_back_one_by_one(tmp_path: Path) ->
     safetensors_file.write(folder / mlx.WEIGHTS, tensors)
     deltas = mlx.read(folder).deltas
     assert len(deltas) == 12
-    for target, wanted in experts().deltas.items():
+    for target, low in experts().deltas.items():
         dense = deltas[target].scaling * deltas[target].lora_B.astype(np.float64) @ deltas[target].lora_A
-        np.testing.assert_allclose(
-            dense, wanted.scaling * wanted.lora_B.astype(np.float64) @ wanted.lora_A, rtol=2e-3, atol=1e-5
-        )
+        np.testing.assert_allclose(dense, low.scaling * low.lora_B.astype(np.float64) @ low.lora_A, rtol=2e-3, atol=1e-5)
 
 
 def of_vlm(folder: Path, **config: Any) -> Path:
@@ -146,11 +146,11 @@ def of_vlm(folder: Path, **config: Any) -> Path:
 def test_an_adapter_of_mlx_vlm_is_read(tmp_path: Path) -> None:
     folder = of_vlm(tmp_path / "a")
     adapter = convert.read(folder)
-    ((target, found),) = adapter.deltas.items()
+    ((target, read_delta),) = adapter.deltas.items()
     assert target == f"language_model.{Q}"
     with safetensors_file.SafetensorsFile(folder / mlx.WEIGHTS) as file:
         product = file.tensor(f"{target}.A") @ file.tensor(f"{target}.B")
-    np.testing.assert_allclose(found.scaling * found.lora_B @ found.lora_A, 0.25 * product.T, rtol=1e-6)  # type: ignore[union-attr]
+    np.testing.assert_allclose(read_delta.scaling * read_delta.lora_B @ read_delta.lora_A, 0.25 * product.T, rtol=1e-6)  # type: ignore[union-attr]
     assert "alpha / rank" in adapter.notes[0]
 
 

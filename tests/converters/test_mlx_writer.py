@@ -29,12 +29,12 @@ def stacks(kind: str) -> dict[str, StackedLowRank]:
     """A delta on each parameter of a layer, of the rank 2 and 3."""
     rng = np.random.default_rng(0)
 
-    def one(out: int, into: int, r: int) -> StackedLowRank:
+    def stack(out: int, into: int, r: int) -> StackedLowRank:
         lora_A, lora_B = (rng.normal(size=shape).astype(np.float32) for shape in ((E, r, into), (E, out, r)))
         return StackedLowRank(lora_A, lora_B, 4.0, transposed_base=kind != "nemotron_h")
 
     first = ("up_proj", INNER) if kind == "nemotron_h" else ("gate_up_proj", 2 * INNER)
-    return {f"{KINDS[kind][0]}.{first[0]}": one(first[1], OUTER, 2), f"{KINDS[kind][0]}.down_proj": one(OUTER, INNER, 3)}
+    return {f"{KINDS[kind][0]}.{first[0]}": stack(first[1], OUTER, 2), f"{KINDS[kind][0]}.down_proj": stack(OUTER, INNER, 3)}
 
 
 def dense(delta: StackedLowRank) -> np.ndarray:
@@ -44,15 +44,15 @@ def dense(delta: StackedLowRank) -> np.ndarray:
 
 def in_files(kind: str, deltas: dict[str, StackedLowRank]) -> dict[str, np.ndarray]:
     """The deltas as the base's files have the weights, which mlx-lm's `sanitize` reads."""
-    found: dict[str, np.ndarray] = {}
+    tensors_by_name: dict[str, np.ndarray] = {}
     for target, delta in deltas.items():
         name, weights = target.rpartition(".")[2], dense(delta)
         place = KINDS[kind][1]
         if kind == "nemotron_h":
-            found |= {f"{place}.{e}.{name}.weight": weight for e, weight in enumerate(weights)}
+            tensors_by_name |= {f"{place}.{e}.{name}.weight": weight for e, weight in enumerate(weights)}
         else:  # gpt-oss's blocks are (experts, out, in), unlike its stacks in 16 bits
-            found[f"{place}.{name}"] = weights if kind == "gpt_oss" else weights.swapaxes(1, 2)
-    return found
+            tensors_by_name[f"{place}.{name}"] = weights if kind == "gpt_oss" else weights.swapaxes(1, 2)
+    return tensors_by_name
 
 
 @pytest.mark.peer
@@ -87,10 +87,10 @@ def test_what_mlx_lm_saved_is_the_stack_that_peft_has(kind: str, tmp_path: Path)
     safetensors_file.write(tmp_path / "a" / mlx.WEIGHTS, tensors)  # without our keys
     read = mlx.read(tmp_path / "a", base=base)
     peft.write(read, tmp_path / "b", base=base)
-    found = peft.read(tmp_path / "b", base=base).deltas
-    assert {target.rpartition(".layers.")[2] for target in found} == {t.rpartition(".layers.")[2] for t in deltas}
-    for target, delta in found.items():
-        like = next(one for name, one in deltas.items() if name.endswith(target.rpartition(".layers.")[2]))
+    read_deltas = peft.read(tmp_path / "b", base=base).deltas
+    assert {target.rpartition(".layers.")[2] for target in read_deltas} == {t.rpartition(".layers.")[2] for t in deltas}
+    for target, delta in read_deltas.items():
+        like = next(delta for name, delta in deltas.items() if name.endswith(target.rpartition(".layers.")[2]))
         assert isinstance(delta, StackedLowRank)
         assert delta.transposed_base == like.transposed_base
         np.testing.assert_allclose(dense(delta), dense(like), rtol=0, atol=1e-5, err_msg=target)

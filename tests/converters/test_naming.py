@@ -17,7 +17,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert
 from adapterhub_converters.formats.image import family_tables, name_table
-from tests.converters.test_kohya import one, the_delta, unet
+from tests.converters.test_kohya import read_file, the_delta, unet
 from tests.support.images import Numbers, kohya_file, peft_folder
 
 Q = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
@@ -66,7 +66,7 @@ def scalar(value: float, dtype: Any = np.float32) -> np.ndarray:
 )  # fmt: skip
 def test_a_module_has_its_dots_again(tmp_path: Path, stem: str, target: str) -> None:
     numbers = Numbers()
-    adapter = one(tmp_path / "x.safetensors", {"lora_down.weight": numbers(2, 8), "lora_up.weight": numbers(6, 2)}, stem)
+    adapter = read_file(tmp_path / "x.safetensors", {"lora_down.weight": numbers(2, 8), "lora_up.weight": numbers(6, 2)}, stem)
     assert convert.sniff(tmp_path / "x.safetensors") == "kohya"
     assert list(adapter.deltas) == [target]
     assert adapter.meta.parts == (target.partition(".")[0],)
@@ -79,11 +79,11 @@ def test_every_name_of_a_table_goes_there_and_back(table: name_table.Table, firs
     for path, reading in table.modules.items():
         numbers = iter((first, second, 7))
         stem = ".".join(str(next(numbers)) if word == "N" else word for word in path.split("."))
-        found = table.read(stem)
-        assert found is not None
-        assert found == table.read(stem.replace(".", "_"))
-        assert len(found.targets) == len(reading.targets)
-        assert all(table.trainer_path(target) == (stem, found) for target in found.targets)
+        reading_of_stem = table.read(stem)
+        assert reading_of_stem is not None
+        assert reading_of_stem == table.read(stem.replace(".", "_"))
+        assert len(reading_of_stem.targets) == len(reading.targets)
+        assert all(table.trainer_path(target) == (stem, reading_of_stem) for target in reading_of_stem.targets)
 
 
 def test_two_modules_of_a_base_with_one_name_are_refused(tmp_path: Path) -> None:
@@ -99,11 +99,11 @@ def test_the_base_gives_names_that_no_table_has(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="not a known module of an image model .* Name its base model"):
         convert.read(path)
     assert list(convert.read(path, base=spec).deltas) == ["odd_block.to_q"]
-    other = kohya_file(tmp_path / "y.safetensors", {"lora_unet_other": (6, 8)})
+    unnamed = kohya_file(tmp_path / "y.safetensors", {"lora_unet_other": (6, 8)})
     with pytest.raises(
         RefusedError, match="'lora_unet_other' matches no module of the base. Was the adapter made for this base"
     ):
-        convert.read(other, base=spec)
+        convert.read(unnamed, base=spec)
 
 
 def test_what_fits_two_models_is_refused_unless_the_header_names_one(tmp_path: Path) -> None:
@@ -111,11 +111,11 @@ def test_what_fits_two_models_is_refused_unless_the_header_names_one(tmp_path: P
     with pytest.raises(RefusedError, match=r"its names match FLUX\.1 and FLUX\.2, whose modules differ"):
         convert.read(kohya_file(tmp_path / "a.safetensors", modules))
     targets = {"flux-1-dev": "proj_out", "chroma": "proj_out", "hunyuan-video": "proj_out", "Flux.2-klein-4b": "attn.to_out"}
-    for said, target in targets.items():
-        path = kohya_file(tmp_path / f"{said}.safetensors", modules, {"modelspec.architecture": f"{said}/lora"})
+    for architecture, target in targets.items():
+        path = kohya_file(tmp_path / f"{architecture}.safetensors", modules, {"modelspec.architecture": f"{architecture}/lora"})
         assert list(convert.read(path).deltas) == [f"transformer.single_transformer_blocks.0.{target}"]
-    for said in ("hunyuan-video-1.5", "Flux.3", "HiDream-O1-Image"):
-        path = kohya_file(tmp_path / f"{said}.safetensors", modules, {"modelspec.architecture": f"{said}/lora"})
+    for architecture in ("hunyuan-video-1.5", "Flux.3", "HiDream-O1-Image"):
+        path = kohya_file(tmp_path / f"{architecture}.safetensors", modules, {"modelspec.architecture": f"{architecture}/lora"})
         with pytest.raises(RefusedError, match="not a known module"):
             convert.read(path)
 
@@ -151,8 +151,8 @@ def test_the_third_encoder_is_the_second_of_flux(tmp_path: Path) -> None:
     says = r"may be in FLUX\.1's second text encoder or in Stable Diffusion 3's third\. Name the pipeline's folder as its base"
     with pytest.raises(RefusedError, match=says):
         convert.read(kohya_file(tmp_path / "x.safetensors", {stem: (8, 8)}))
-    for said, part in {"flux1": "text_encoder_2", "stable-diffusion-3-m": "text_encoder_3"}.items():
-        path = kohya_file(tmp_path / f"{said}.safetensors", {stem: (8, 8)}, {"ss_base_model_version": said})
+    for model_version, part in {"flux1": "text_encoder_2", "stable-diffusion-3-m": "text_encoder_3"}.items():
+        path = kohya_file(tmp_path / f"{model_version}.safetensors", {stem: (8, 8)}, {"ss_base_model_version": model_version})
         assert list(convert.read(path).deltas) == [f"{part}.encoder.block.0.layer.0.SelfAttention.q"]
 
 

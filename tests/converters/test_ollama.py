@@ -23,16 +23,16 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("said", [["--model", "llama3.2:1b"], []])
+@pytest.mark.parametrize("base_option", [["--model", "llama3.2:1b"], []])
 def test_the_modelfile_names_the_base_and_the_adapter_next_to_it(
-    tmp_path: Path, run: Run, model: Path, said: list[str]
+    tmp_path: Path, run: Run, model: Path, base_option: list[str]
 ) -> None:
     source = trained.folder(trained.full("q_proj"), tmp_path / "sql")
-    result = run("convert", source, "out", "--to", "ollama", "--base", model.name, *said)
+    result = run("convert", source, "out", "--to", "ollama", "--base", model.name, *base_option)
     assert "loras are not yet implemented" in result.stdout
     out = tmp_path / "out"
     assert sorted(item.name for item in out.iterdir()) == ["Modelfile", "out.gguf"]
-    assert (out / "Modelfile").read_text() == f"FROM {said[1] if said else model}\nADAPTER ./out.gguf\n"
+    assert (out / "Modelfile").read_text() == f"FROM {base_option[1] if base_option else model}\nADAPTER ./out.gguf\n"
     run("convert", source, "alone.gguf", "--to", "gguf", "--base", model)
     assert (out / "out.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
     run("convert", out, "back", "--to", "peft")

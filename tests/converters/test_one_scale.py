@@ -50,7 +50,7 @@ def test_every_module_has_the_same_scale_and_its_own_function(
     assert len(scales) == 1
     for target, delta in source.deltas.items():
         np.testing.assert_allclose(product(folded.deltas[target]), product(delta), rtol=1e-5, atol=1e-6)
-    assert any(note in one for one in folded.notes) if note else not folded.notes
+    assert any(note in note_text for note_text in folded.notes) if note else not folded.notes
     (tmp_path / "out").mkdir()
     peft.write(folded, tmp_path / "out")
     assert ah.check(tmp_path / "out", runtimes=["sglang"]).verdicts["sglang"].verdict == "applied"

@@ -19,8 +19,8 @@ def test_hashes_of_other_bytes_are_left_out(tmp_path: Path) -> None:
     raw = path.read_bytes()
     digest = hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()
     header = {"sshs_model_hash": digest, "sshs_legacy_hash": "12345678", "ss_a": "b"}
-    for n, said in enumerate((header, {**header, "sshs_model_hash": "0" * 64})):
-        source = kohya_file(tmp_path / f"k{n}", {Q: (16, 16), "lora_unet_label_emb_0_0": (8, 8)}, said)
+    for n, header_variant in enumerate((header, {**header, "sshs_model_hash": "0" * 64})):
+        source = kohya_file(tmp_path / f"k{n}", {Q: (16, 16), "lora_unet_label_emb_0_0": (8, 8)}, header_variant)
         convert.convert(source, tmp_path / f"p{n}", to="peft")
         notes = convert.convert(tmp_path / f"p{n}", tmp_path / f"n{n}", to="kohya").notes
         assert ((tmp_path / f"n{n}").read_bytes() == source.read_bytes()) == (n == 0)
@@ -28,7 +28,7 @@ def test_hashes_of_other_bytes_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stem", "header", "wanted"),
+    ("stem", "header", "expected"),
     [
         (Q, {"ss_network_module": "networks.lora", "ss_sd_model_name": "org/sdxl"}, ("org/sdxl", "SDXL", "sd-scripts")),
         (Q, {"ss_network_module": "lycoris.kohya", "ss_sd_model_name": "sd_xl.safetensors"}, (None, "SDXL", "LyCORIS")),
@@ -41,8 +41,8 @@ def test_hashes_of_other_bytes_are_left_out(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_family_the_base_and_the_program_are_those_of_names_and_header(
-    tmp_path: Path, stem: str, header: dict[str, str], wanted: tuple[str | None, str, str]
+    tmp_path: Path, stem: str, header: dict[str, str], expected: tuple[str | None, str, str]
 ) -> None:
     path = kohya_file(tmp_path / "x.safetensors", {stem: (24, 24)}, header)
     meta = convert.read(path).meta
-    assert (meta.base_model, meta.family, meta.program) == wanted
+    assert (meta.base_model, meta.family, meta.program) == expected

@@ -134,7 +134,7 @@ def test_what_is_no_regular_expression_is_refused(key: str) -> None:
 
 
 def test_unsloth_s_expression_for_all_layers_is_matched() -> None:
-    said = (
+    expression = (
         r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:k_proj|v_proj|q_proj|out_proj).*?)|"
         r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\.(?:(?:k_proj|v_proj|q_proj)))"
     )
@@ -143,7 +143,7 @@ def test_unsloth_s_expression_for_all_layers_is_matched() -> None:
         "model.language_model.layers.3.self_attn.k_proj",
         "model.visual.blocks.0.q_proj",
     ):
-        assert fullmatch(said, path, "x") == (re.fullmatch(said, path) is not None)
+        assert fullmatch(expression, path, "x") == (re.fullmatch(expression, path) is not None)
 
 
 def test_a_pattern_for_each_of_many_experts_is_looked_up() -> None:

@@ -37,7 +37,7 @@ def _peft() -> None:
     need_module("peft")
 
 
-def made(name: str, **config: Any) -> Any:
+def wrapped_model(name: str, **config: Any) -> Any:
     """A random model of any class; small numbers under the names that its family has for them."""
     import torch
     import transformers
@@ -56,23 +56,23 @@ def llama(**config: Any) -> Make:
 
 
 def gpt2() -> Any:
-    return made("GPT2LMHeadModel", n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=64)
+    return wrapped_model("GPT2LMHeadModel", n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=64)
 
 
 def bert() -> Any:
-    return made("BertForSequenceClassification", **SMALL, max_position_embeddings=64, num_labels=3)
+    return wrapped_model("BertForSequenceClassification", **SMALL, max_position_embeddings=64, num_labels=3)
 
 
 def roberta() -> Any:
-    return made("RobertaForSequenceClassification", **SMALL, max_position_embeddings=64, num_labels=3, pad_token_id=0)
+    return wrapped_model("RobertaForSequenceClassification", **SMALL, max_position_embeddings=64, num_labels=3, pad_token_id=0)
 
 
 def scored() -> Any:
-    return made("LlamaForSequenceClassification", **SMALL, num_key_value_heads=2, num_labels=3, pad_token_id=0)
+    return wrapped_model("LlamaForSequenceClassification", **SMALL, num_key_value_heads=2, num_labels=3, pad_token_id=0)
 
 
 def t5() -> Any:
-    return made(
+    return wrapped_model(
         "T5ForConditionalGeneration",
         d_model=32,
         d_kv=8,
@@ -85,7 +85,7 @@ def t5() -> Any:
 
 
 def whisper() -> Any:
-    return made(
+    return wrapped_model(
         "WhisperForConditionalGeneration", d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, vocab_size=64, num_mel_bins=8,
         max_source_positions=16, max_target_positions=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -112,7 +112,7 @@ def convolutional() -> Any:
 
 def moe(name: str, **config: Any) -> Make:
     sizes = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "num_experts_per_tok": 2}
-    return lambda: made(name, **{**sizes, **config})
+    return lambda: wrapped_model(name, **{**sizes, **config})
 
 
 MIXTRAL = moe("MixtralForCausalLM", num_local_experts=4)
@@ -333,14 +333,14 @@ def test_a_pattern_order_lost_by_peft_is_reported_when_converting(tmp_path: Path
 
     patterns = {"self_attn.q_proj": 32, r"layers\.0\..*": 2}
     wrapped = saved(llama(), LoraConfig(r=4, target_modules=["q_proj"], alpha_pattern=patterns), tmp_path / "a")
-    kept = list(json.loads((tmp_path / "a" / peft.CONFIG).read_text())["alpha_pattern"])
-    assert kept == sorted(patterns) != list(patterns)
+    pattern_order = list(json.loads((tmp_path / "a" / peft.CONFIG).read_text())["alpha_pattern"])
+    assert pattern_order == sorted(patterns) != list(patterns)
     assert not np.allclose(outputs(loaded(llama(), tmp_path / "a")), outputs(wrapped), atol=1e-4)
     base = read_base(base_folder(llama(), tmp_path / "base"))
     for to in ("peft", "raw", "gguf", "mlx"):
         notes = convert.convert(tmp_path / "a", tmp_path / to, to=to, base=base).notes
-        found = [note for note in notes if "layers.0.self_attn.q_proj: alpha_pattern" in note]
-        assert any("peft does not preserve their order" in note for note in found), to
+        pattern_notes = [note for note in notes if "layers.0.self_attn.q_proj: alpha_pattern" in note]
+        assert any("peft does not preserve their order" in note for note in pattern_notes), to
 
 
 def per_expert() -> Any:

@@ -101,13 +101,13 @@ def test_a_key_that_peft_does_not_have_is_ignored_with_a_note(tmp_path: Path) ->
 def test_every_key_of_peft_is_known(name: str) -> None:
     need_module("peft")
     kind = getattr(importlib.import_module("peft"), name)
-    known = (
+    known_keys = (
         adapter_config.INERT
         | adapter_config.READ
         | adapter_config.KINDS[name.removesuffix("Config").upper()]
         | adapter_config._UNSUPPORTED
     )
-    assert {field.name for field in dataclasses.fields(kind)} <= known
+    assert {field.name for field in dataclasses.fields(kind)} <= known_keys
 
 
 def test_a_pickle_is_refused_by_name(tmp_path: Path) -> None:

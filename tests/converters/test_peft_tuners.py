@@ -25,5 +25,5 @@ def test_the_table_has_every_key_of_pefts_configs() -> None:
         fields = {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)])}
         assert fields - INERT - READ <= KINDS[peft_type], tuner.method
         for key, default in tuner.numbers.items():
-            own = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)]()
-            assert getattr(own, key) == default, f"{tuner.method}: {key}"
+            default_config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)]()
+            assert getattr(default_config, key) == default, f"{tuner.method}: {key}"

@@ -18,7 +18,7 @@ def base_of(architecture: str, **shapes: tuple[int, ...]) -> BaseSpec:
     return BaseSpec("base", "hf", architecture, "", {}, tensors)
 
 
-def of(*targets: str, parts: tuple[str, ...]) -> Adapter:
+def adapter_of(*targets: str, parts: tuple[str, ...]) -> Adapter:
     return Adapter(dict.fromkeys(targets, PAIR), meta=Meta(parts=parts))
 
 
@@ -49,14 +49,14 @@ def test_modules_are_listed_by_model_and_biases_are_none_of_their_own() -> None:
 
 
 def test_a_single_model_loses_its_name_and_the_header_records_it() -> None:
-    adapter = pipeline.single_model(of("unet.a", "unet.b", parts=("unet",)))
+    adapter = pipeline.single_model(adapter_of("unet.a", "unet.b", parts=("unet",)))
     assert ({*adapter.deltas}, adapter.meta.parts) == ({"a", "b"}, ())
     assert adapter.meta.header[pipeline.PART_KEY] == "unet"
-    plain = of("model.q", parts=())
+    plain = adapter_of("model.q", parts=())
     assert pipeline.single_model(plain) is plain
 
 
 def test_targets_of_several_models_are_refused_by_name() -> None:
     with pytest.raises(RefusedError, match=r"text_encoder\.b: the adapter acts on text_encoder and unet") as refused:
-        pipeline.single_model(of("unet.a", "text_encoder.b", parts=("unet", "text_encoder")))
+        pipeline.single_model(adapter_of("unet.a", "text_encoder.b", parts=("unet", "text_encoder")))
     assert refused.value.code == "several-models"

@@ -137,7 +137,7 @@ def base(path: Path, arrays: Arrays, config: Mapping[str, Any], module: str = MO
     return read_base(path)
 
 
-def found(folder: Path, spec: BaseSpec) -> set[str]:
+def problem_codes(folder: Path, spec: BaseSpec) -> set[str]:
     return {problem.code for problem in checks.check(folder, base=spec).problems} - {"unpinned"}
 
 
@@ -147,14 +147,14 @@ def test_a_layer_is_known_by_its_shape_before_packing(tmp_path: Path, scheme: st
     into = IN - 3 if "padded" in scheme else IN
     shapes = folders.pairs(1, module="model.layers.{}.mlp.up_proj", size=(OUT, into))
     folder = folders.adapter(tmp_path / "a", shapes, target_modules=["up_proj"])
-    assert found(folder, base(tmp_path / "b", make(OUT, IN), config)) == set()
-    packed, other = make(OUT, IN), decoy(OUT, IN)
+    assert problem_codes(folder, base(tmp_path / "b", make(OUT, IN), config)) == set()
+    packed, decoy_weights = make(OUT, IN), decoy(OUT, IN)
     main = next(leaf for leaf in ("weight", "qweight", "weight_packed") if leaf in packed)
-    assert packed[main].nbytes == other[main].nbytes or scheme == "gptq by g_idx"
+    assert packed[main].nbytes == decoy_weights[main].nbytes or scheme == "gptq by g_idx"
     if scheme == "gptq by g_idx":  # 8 bits of as many inputs are a larger tensor, and the same module
-        assert found(folder, base(tmp_path / "c", other, config)) == set()
+        assert problem_codes(folder, base(tmp_path / "c", decoy_weights, config)) == set()
     else:
-        assert found(folder, base(tmp_path / "c", other, config)) == {"shape-mismatch"}
+        assert problem_codes(folder, base(tmp_path / "c", decoy_weights, config)) == {"shape-mismatch"}
 
 
 UNKNOWN: dict[str, tuple[Mapping[str, Any], Arrays]] = {
@@ -184,15 +184,15 @@ def test_a_layout_that_is_not_known_is_no_error(tmp_path: Path, scheme: str) -> 
     shapes = folders.pairs(1, module="model.layers.{}.mlp.up_proj", size=(OUT, IN))
     folder = folders.adapter(tmp_path / "a", shapes, target_modules=["up_proj"])
     spec = base(tmp_path / "b", arrays, config)
-    assert found(folder, spec) == {"shape-unknown"}
+    assert problem_codes(folder, spec) == {"shape-unknown"}
     assert spec.fingerprint is None
     assert checks.check(folder, base=spec).ok
 
 
 @pytest.mark.parametrize(
-    ("out", "into", "wanted"), [(64, 96, set()), (192, 32, {"shape-mismatch"}), (32, 192, {"shape-mismatch"})]
+    ("out", "into", "expected_codes"), [(64, 96, set()), (192, 32, {"shape-mismatch"}), (32, 192, {"shape-mismatch"})]
 )
-def test_the_blocks_of_gpt_oss_are_its_experts(tmp_path: Path, out: int, into: int, wanted: set[str]) -> None:
+def test_the_blocks_of_gpt_oss_are_its_experts(tmp_path: Path, out: int, into: int, expected_codes: set[str]) -> None:
     experts = "model.layers.0.mlp.experts"
     arrays = {
         "down_proj_blocks": zeros(4, out, into // 32, 16, dtype=np.uint8),
@@ -207,7 +207,7 @@ def test_the_blocks_of_gpt_oss_are_its_experts(tmp_path: Path, out: int, into: i
     )
     spec = base(tmp_path / "b", arrays, {"quant_method": "mxfp4"}, experts, model_type="gpt_oss")
     assert spec.tensors[f"{experts}.down_proj"].shape == (4, into, out)  # as transformers' GptOssExperts has it
-    assert found(folder, spec) == wanted
+    assert problem_codes(folder, spec) == expected_codes
 
 
 def test_a_weight_and_its_scales_may_be_in_two_files(tmp_path: Path) -> None:
@@ -226,9 +226,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("torch", "transformers", "peft"):
         need_module(name)
     root = tmp_path_factory.mktemp("model")
-    made = tiny.model(intermediate_size=128)
-    made.save_pretrained(root / "hf")
-    tiny.adapter(made, root / "a")
+    model = tiny.model(intermediate_size=128)
+    model.save_pretrained(root / "hf")
+    tiny.adapter(model, root / "a")
     return root
 
 
@@ -247,13 +247,13 @@ def test_a_base_that_bitsandbytes_packed(model: Path, tmp_path: Path, options: d
     need_module("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    made = AutoModelForCausalLM.from_pretrained(
+    packed_model = AutoModelForCausalLM.from_pretrained(
         model / "hf", quantization_config=BitsAndBytesConfig(**options), device_map="cpu"
     )
-    made.save_pretrained(tmp_path / "q")
+    packed_model.save_pretrained(tmp_path / "q")
     spec = read_base(tmp_path / "q")
     assert (spec.fingerprint, dict(spec.packed)) == (read_base(model / "hf").fingerprint, {})
-    assert found(model / "a", spec) == set()
+    assert problem_codes(model / "a", spec) == set()
 
 
 @pytest.mark.peer
@@ -263,9 +263,9 @@ def test_a_base_that_mlx_packed(model: Path, tmp_path: Path, bits: int) -> None:
     import mlx.nn
     from mlx_lm import utils
 
-    made, _ = utils.load_model(model / "hf")
+    packed_model, _ = utils.load_model(model / "hf")
     _, config = utils.quantize_model(
-        made,
+        packed_model,
         json.loads((model / "hf" / "config.json").read_text()),
         group_size=32,
         bits=bits,
@@ -273,13 +273,13 @@ def test_a_base_that_mlx_packed(model: Path, tmp_path: Path, bits: int) -> None:
             {"bits": 8, "group_size": 64} if "down_proj" in path else hasattr(module, "to_quantized")
         ),
     )
-    assert isinstance(made.model.layers[0].mlp.up_proj, mlx.nn.QuantizedLinear)
+    assert isinstance(packed_model.model.layers[0].mlp.up_proj, mlx.nn.QuantizedLinear)
     (tmp_path / "q").mkdir()
-    utils.save_model(tmp_path / "q", made)
+    utils.save_model(tmp_path / "q", packed_model)
     utils.save_config(config, tmp_path / "q" / "config.json")
     spec = read_base(tmp_path / "q")
     assert (spec.fingerprint, spec.quantization, dict(spec.packed)) == (read_base(model / "hf").fingerprint, "mlx", {})
-    assert found(model / "a", spec) == set()
+    assert problem_codes(model / "a", spec) == set()
 
 
 @pytest.mark.peer
@@ -302,7 +302,7 @@ def test_a_base_that_gguf_packed(tmp_path: Path, kind: str) -> None:
     spec = read_base(tmp_path / "m.gguf")
     fits = folders.adapter(tmp_path / "a", folders.pairs(1, module=module, size=(out, into)), target_modules=["up_proj"])
     turned = folders.adapter(tmp_path / "t", folders.pairs(1, module=module, size=(into, out)), target_modules=["up_proj"])
-    assert (found(fits, spec), found(turned, spec)) == (set(), {"shape-mismatch"})
+    assert (problem_codes(fits, spec), problem_codes(turned, spec)) == (set(), {"shape-mismatch"})
 
 
 def need_gguf() -> Any:

@@ -72,9 +72,9 @@ def test_dora_of_some_modules_is_not_written_as_that_of_all(tmp_path: Path) -> N
     adapter = peft.read(folder(tmp_path / "a", pair() | pair("model.layers.1.self_attn.q_proj")))
     delta = adapter.deltas[Q]
     assert isinstance(delta, LowRank)
-    one = dataclasses.replace(delta, magnitude=np.ones(16, np.float32))
+    dora_delta = dataclasses.replace(delta, magnitude=np.ones(16, np.float32))
     with pytest.raises(RefusedError, match="has no DoRA magnitude and others have one"):
-        peft.write(dataclasses.replace(adapter, deltas={**adapter.deltas, Q: one}, source=None), tmp_path)
+        peft.write(dataclasses.replace(adapter, deltas={**adapter.deltas, Q: dora_delta}, source=None), tmp_path)
 
 
 def test_a_bias_missing_from_the_config_is_read_reported_and_repaired(tmp_path: Path) -> None:

@@ -65,10 +65,10 @@ def test_there_and_back_is_the_same_bytes(tmp_path: Path) -> None:
     convert.convert(tmp_path / "x.safetensors", tmp_path / "again", to="peft")
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (tmp_path / "again" / name).read_bytes() == (source / name).read_bytes()
-    for given in ({"alpha": 3.0}, {"rslora": True}):
+    for scale_options in ({"alpha": 3.0}, {"rslora": True}):
         says = r"its config records the alpha, and whether it is rsLoRA\. Leave out alpha and rslora"
         with pytest.raises(RefusedError, match=says) as caught:
-            convert.convert(tmp_path / "x.safetensors", tmp_path / "more", to="peft", **given)
+            convert.convert(tmp_path / "x.safetensors", tmp_path / "more", to="peft", **scale_options)
         assert caught.value.code == "alpha-recorded"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "source", "x.safetensors"]
 
@@ -147,12 +147,12 @@ def test_a_config_that_is_no_file_is_named(tmp_path: Path, make: Any, error: typ
 def test_alpha_for_a_format_that_records_it_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     peft.write(Adapter({Q: LowRank(A, B, 5.0)}), tmp_path / "a")
-    for given, says in (
+    for scale_options, says in (
         ({"alpha": 1.0}, r"^alpha: .*/a is in peft, which records its own alpha\. Leave it out"),
         ({"rslora": True}, r"^rslora: .*/a is in peft, which records its own scale\. Leave it out"),
     ):
         with pytest.raises(ParameterError, match=says):
-            convert.convert(tmp_path / "a", tmp_path / "b", to="mlx", **given)
+            convert.convert(tmp_path / "a", tmp_path / "b", to="mlx", **scale_options)
 
 
 def test_the_command_takes_it(run: Run, tmp_path: Path) -> None:

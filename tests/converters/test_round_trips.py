@@ -14,7 +14,7 @@ from adapterhub_converters.formats.mlx import full_tuning
 from adapterhub_converters.formats.round_trips import Row
 from tests.conftest import ROOT, Run
 
-MARKS = {found: mark for mark, found in round_trips.MARKS.items()}
+MARKS = {name: mark for mark, name in round_trips.MARKS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def test_convert_offers_every_format(rows: list[Row]) -> None:
 
 
 def test_the_files_are_those_that_are_written(rows: list[Row]) -> None:
-    found = {row.name: row.files for row in rows}
-    assert found["ollama"] == ("Modelfile", "NAME.gguf")
-    assert found["torchtune"] == ("NAME.safetensors",)
+    files_by_format = {row.name: row.files for row in rows}
+    assert files_by_format["ollama"] == ("Modelfile", "NAME.gguf")
+    assert files_by_format["torchtune"] == ("NAME.safetensors",)
 
 
 def test_the_command_reports_the_same(run: Run, rows: list[Row]) -> None:
@@ -53,12 +53,12 @@ def test_the_command_reports_the_same(run: Run, rows: list[Row]) -> None:
     assert {row["name"]: row["back"] for row in document} == {row.name: row.back for row in rows}
     families = json.loads(run("convert", "--list", "--json").stdout)["image_models"]
     assert {"SDXL", "FLUX.1", "Qwen-Image", "Wan", "Krea 2"} <= set(families)
-    found = json.loads(run("convert", "--list", "--json").stdout)
-    assert {"method": "xlora", "merges": False} in found["tuners"]
-    assert {"method": "ia3", "merges": True} in found["tuners"]
-    assert {"llama", "qwen3_moe"} <= set(found["mlx_full"])
+    listing = json.loads(run("convert", "--list", "--json").stdout)
+    assert {"method": "xlora", "merges": False} in listing["tuners"]
+    assert {"method": "ia3", "merges": True} in listing["tuners"]
+    assert {"llama", "qwen3_moe"} <= set(listing["mlx_full"])
     text = run("convert", "--list", "-v").stdout
-    assert all(name in " ".join(text.split()) for name in (*(row["method"] for row in found["tuners"]), *found["mlx_full"]))
+    assert all(name in " ".join(text.split()) for name in (*(row["method"] for row in listing["tuners"]), *listing["mlx_full"]))
     assert all(family in " ".join(text.split()) for family in families)
     assert all(name in text for name in (*(row.name for row in rows), "hf", "image"))
     assert "=  the same file" in text

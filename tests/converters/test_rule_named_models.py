@@ -31,9 +31,9 @@ from tests.support.llama_cpp_scripts import Converter
 pytestmark = pytest.mark.peer
 GRANITE4 = "GraniteMoeHybridForCausalLM"
 CLASSES = [
-    (one.gguf, name)
-    for one in architecture_lookup.ADAPTERS
-    for name in (*one.wrapped, *(() if one.whole or one.marks else one.classes))
+    (family.gguf, name)
+    for family in architecture_lookup.ADAPTERS
+    for name in (*family.wrapped, *(() if family.whole or family.marks else family.classes))
     if name != GRANITE4
 ] + [("gemma4-moe", "Gemma4ForCausalLM")]
 CLASSES += [(kind, GRANITE4) for kind in ("granitehybrid-moe", "granitehybrid-dense", "granite-dense", "granite-moe")]
@@ -135,7 +135,7 @@ def test_our_file_adds_what_llama_cpp_s_conversion_makes_of_the_weights(
     base = read_base(folder)
     architecture = base.llama_cpp_architecture()
     files = {base.renaming(file): file for file in base.tensors if not _is_known(architecture, file)}
-    tensors = {next((own for own in files if files[own] == file), file): tensor for file, tensor in base.tensors.items()}
+    tensors = {next((path for path in files if files[path] == file), file): tensor for file, tensor in base.tensors.items()}
     adapter = Adapter(dict(deltas(dataclasses.replace(base, tensors=tensors), architecture)))
     assert len(adapter.deltas) >= 7
     gguf_lora.write(adapter, tmp_path / "a.gguf", base=base)
@@ -182,9 +182,9 @@ def test_a_file_of_another_program_has_the_names_of_its_base(tmp_path: Path, nam
     assert set(again.deltas) == set(adapter.deltas)
     for target, delta in adapter.deltas.items():
         assert isinstance(delta, LowRank | LowRankEmbedding)
-        found = again.deltas[target]
-        assert isinstance(found, LowRank | LowRankEmbedding)
-        products = [one.scaling * one.lora_B.astype(float) @ one.lora_A for one in (delta, found)]
+        read_delta = again.deltas[target]
+        assert isinstance(read_delta, LowRank | LowRankEmbedding)
+        products = [delta.scaling * delta.lora_B.astype(float) @ delta.lora_A for delta in (delta, read_delta)]
         assert np.allclose(*products, atol=1e-6), target
 
 
@@ -245,12 +245,12 @@ def test_an_adapter_of_a_model_without_a_head_has_the_tensors_of_one_with(tmp_pa
     base = read_base(saved("Qwen3ForCausalLM", "", tmp_path / "hf"))
     whole = Adapter({name: delta for name, delta in deltas(base, base.llama_cpp_architecture()) if ".layers." in name})
     bare = Adapter({name.removeprefix("model."): delta for name, delta in whole.deltas.items()})
-    found = []
+    tensor_bytes = []
     for number, adapter in enumerate((whole, bare)):
         gguf_lora.write(adapter, tmp_path / f"{number}.gguf", base=base)
         with GGUFFile(tmp_path / f"{number}.gguf") as file:
-            found.append({name: file.tensor(name).tobytes() for name in file.tensors})
-    assert found[0] == found[1]
+            tensor_bytes.append({name: file.tensor(name).tobytes() for name in file.tensors})
+    assert tensor_bytes[0] == tensor_bytes[1]
     assert set(gguf_lora.read(tmp_path / "1.gguf").deltas) == set(bare.deltas)
 
 

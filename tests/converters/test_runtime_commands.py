@@ -31,23 +31,23 @@ def test_a_conversion_prints_the_command_once_on_stderr(
     result = run("convert", "sql", target, "--to", style, "--base", "tiny")
     assert [line for line in result.stderr.splitlines() if line.startswith("run it:")] == [f"run it: {command}"]
     assert "run it:" not in result.stdout
-    told = run("convert", "sql", f"{target}-again", "--to", style, "--base", "tiny", "--json")
-    assert "run it:" not in told.stderr
-    assert json.loads(told.stdout)["run"] == command.replace(target, f"{target}-again")
+    repeated = run("convert", "sql", f"{target}-again", "--to", style, "--base", "tiny", "--json")
+    assert "run it:" not in repeated.stderr
+    assert json.loads(repeated.stdout)["run"] == command.replace(target, f"{target}-again")
 
 
 def test_the_command_names_the_base_that_the_adapter_records(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2), base_model_name_or_path="acme/tiny")
-    told = run("convert", "sql", "sql-mlx", "--to", "mlx").stderr
-    assert "run it: mlx_lm.generate --model acme/tiny --adapter-path sql-mlx" in told
+    stderr = run("convert", "sql", "sql-mlx", "--to", "mlx").stderr
+    assert "run it: mlx_lm.generate --model acme/tiny --adapter-path sql-mlx" in stderr
     assert "vllm serve acme/tiny " in run("convert", "sql-mlx", "again", "--to", "peft").stderr
 
 
 def test_the_command_for_llama_cpp_makes_a_gguf_of_the_base_unless_there_is_one(run: Run, tmp_path: Path) -> None:
     base(tmp_path / "tiny", size=32)
     adapter(tmp_path / "sql", pairs(2, size=(32, 32)))
-    told = json.loads(run("convert", "sql", "sql.gguf", "--base", "tiny", "--json").stdout)["run"]
-    run(*told.split(" && ")[0].split()[1:])  # the tiny.gguf of the second command
+    command = json.loads(run("convert", "sql", "sql.gguf", "--base", "tiny", "--json").stdout)["run"]
+    run(*command.split(" && ")[0].split()[1:])  # the tiny.gguf of the second command
     again = run("convert", "sql", "again.gguf", "--base", "tiny", "--json").stdout
     assert json.loads(again)["run"] == "llama-server -m tiny.gguf --lora again.gguf"
     named = dataclasses.replace(read_base(tmp_path / "tiny"), folder=None, repo="acme/small")

@@ -24,7 +24,7 @@ def _small_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(singular_values, "MAX_DIRECT", 64)
 
 
-def made(m: int, n: int, spectrum: Spectrum) -> np.ndarray:
+def matrix_with(m: int, n: int, spectrum: Spectrum) -> np.ndarray:
     rng = np.random.default_rng(7)
     k = min(m, n)
     U, V = (np.linalg.qr(rng.standard_normal((size, k)))[0] for size in (m, n))
@@ -39,10 +39,10 @@ def assert_as_good(matrix: np.ndarray, r: int, within: float = 1e-6) -> None:
     """The product of the triplets, against that of a decomposition in float64, as PiSSA takes it out of a weight."""
     U, S, Vt = singular_values.leading_triplets(matrix, r)
     k = min(r, *matrix.shape)
-    left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    left_vectors, values, right_vectors = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     assert (U.shape, S.shape, Vt.shape) == ((matrix.shape[0], k), (k,), (k, matrix.shape[1]))
     np.testing.assert_allclose(S, values[:k], atol=1e-6 * values[0])
-    off = np.linalg.norm(best(U, S, Vt) - best(left[:, :k], values[:k], right[:k]), 2)
+    off = np.linalg.norm(best(U, S, Vt) - best(left_vectors[:, :k], values[:k], right_vectors[:k]), 2)
     assert off <= within * values[0]
     for vectors in (U.T, Vt):
         np.testing.assert_allclose(vectors @ vectors.T, np.eye(k), atol=1e-5)
@@ -53,7 +53,7 @@ def assert_as_good(matrix: np.ndarray, r: int, within: float = 1e-6) -> None:
 @pytest.mark.parametrize("r", [1, 8])
 def test_as_good_as_the_whole_decomposition(spectrum: str, shape: tuple[int, int], r: int) -> None:
     # Inside the cluster values are 1e-4 apart: float32's rounding of the matrix itself turns vectors by 1e-3.
-    assert_as_good(made(*shape, SPECTRA[spectrum]), r, within=2e-4 if spectrum == "cluster" else 2e-6)
+    assert_as_good(matrix_with(*shape, SPECTRA[spectrum]), r, within=2e-4 if spectrum == "cluster" else 2e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 3), (3, 5), (40, 40), (200, 4)])
@@ -64,7 +64,7 @@ def test_small_matrices_and_more_than_there_are(shape: tuple[int, int], r: int) 
 
 @pytest.mark.parametrize("r", [60, 150, 160])
 def test_nearly_all_of_them(r: int) -> None:
-    assert_as_good(made(160, 160, SPECTRA["slowly"]), r, within=1e-5)
+    assert_as_good(matrix_with(160, 160, SPECTRA["slowly"]), r, within=1e-5)
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((160, 160)), np.eye(160), np.outer(np.ones(170), np.arange(160))])
@@ -76,14 +76,14 @@ def test_matrices_without_a_spectrum_to_speak_of(matrix: np.ndarray) -> None:
 
 
 def test_the_same_matrix_gives_the_same_bytes() -> None:
-    matrix = made(160, 170, SPECTRA["slowly"])
+    matrix = matrix_with(160, 170, SPECTRA["slowly"])
     assert [a.tobytes() for a in singular_values.leading_triplets(matrix, 8)] == [
         a.tobytes() for a in singular_values.leading_triplets(matrix, 8)
     ]
 
 
 def test_what_does_not_settle_is_decomposed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = made(160, 160, SPECTRA["falling"])
+    matrix = matrix_with(160, 160, SPECTRA["falling"])
     assert singular_values._iterate(matrix, 8, 24, 2) is not None
     monkeypatch.setattr(singular_values, "_ROUNDS", 1)
     assert singular_values._iterate(matrix, 8, 24, 2) is None

@@ -59,12 +59,12 @@ def adapters(draw: st.DrawFn, *, scaled: bool) -> tuple[dict[str, np.ndarray], d
     for layer, path in targets:
         name = f"model.layers.{layer}.{path}"
         kind = draw(st.sampled_from(sorted(DTYPES)))
-        own = draw(st.sampled_from([r, r, draw(st.integers(1, 6))]))
-        if own != r:
-            ranks[name.replace(".", r"\.")] = own
+        rank = draw(st.sampled_from([r, r, draw(st.integers(1, 6))]))
+        if rank != r:
+            ranks[name.replace(".", r"\.")] = rank
         if scaled and draw(st.booleans()):
             alphas[name.replace(".", r"\.")] = draw(st.sampled_from([0.5, 3, 7, 1e-3, 1e4]))
-        for half, shape in (("A", (own, MODULES[path][1])), ("B", (MODULES[path][0], own))):
+        for half, shape in (("A", (rank, MODULES[path][1])), ("B", (MODULES[path][0], rank))):
             array = rng.normal(size=shape).astype(DTYPES[kind])
             if not scaled:
                 flat = array.reshape(-1).view(WIDTH[kind])
@@ -84,8 +84,8 @@ def save(path: Path, content: tuple[dict[str, np.ndarray], dict[str, Any]]) -> P
     return path
 
 
-def same(one: Path, other: Path) -> bool:
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in (peft.CONFIG, peft.WEIGHTS))
+def same(first: Path, second: Path) -> bool:
+    return all((first / name).read_bytes() == (second / name).read_bytes() for name in (peft.CONFIG, peft.WEIGHTS))
 
 
 @pytest.mark.parametrize("to", ["gguf", "mlx", "raw"])
@@ -168,7 +168,7 @@ def test_the_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
     }
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "rank_pattern": {"layers.1.*": 3}, "alpha_pattern": {"k_proj": 5}}
     source = save(tmp_path / "a", (tensors, config | {"target_modules": sorted({p.rpartition(".")[2] for p in MODULES})}))
-    found = set()
+    outputs = set()
     for seed in ("0", "1", "4242"):
         (tmp_path / seed).mkdir()
         result = subprocess.run(
@@ -176,6 +176,6 @@ def test_the_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'converters'}:{ROOT / 'schemas'}", "PYTHONHASHSEED": seed},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        found.add(result.stdout)
-    assert len(found) == 1
-    assert [len(line) for line in found.pop().split()] == [hashlib.sha256().digest_size * 2] * 3
+        outputs.add(result.stdout)
+    assert len(outputs) == 1
+    assert [len(line) for line in outputs.pop().split()] == [hashlib.sha256().digest_size * 2] * 3

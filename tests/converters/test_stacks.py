@@ -75,13 +75,13 @@ def adapter_and_weights(name: str, weights: dict[str, np.ndarray]) -> tuple[Adap
             inner = array.shape[1] // 2
             for expert in (0, 1, 3):  # one has none
                 for side, part in enumerate(("gate_proj", "up_proj")):
-                    made = pair(rng, (inner, array.shape[2]), r=2 + side)
-                    deltas[f"{place}.{expert}.{part}"] = made
-                    expected[key][expert, side * inner : (side + 1) * inner] += made.scaling * made.lora_B @ made.lora_A
+                    low = pair(rng, (inner, array.shape[2]), r=2 + side)
+                    deltas[f"{place}.{expert}.{part}"] = low
+                    expected[key][expert, side * inner : (side + 1) * inner] += low.scaling * low.lora_B @ low.lora_A
                 down = weights[f"{module}.down_proj"].shape[1:]
-                made = pair(rng, down)
-                deltas[f"{place}.{expert}.down_proj"] = made
-                expected[f"{module}.down_proj"][expert] += made.scaling * made.lora_B @ made.lora_A
+                low = pair(rng, down)
+                deltas[f"{place}.{expert}.down_proj"] = low
+                expected[f"{module}.down_proj"][expert] += low.scaling * low.lora_B @ low.lora_A
         elif array.ndim == 2 and last == "weight" and module.rpartition(".")[2] in (*DENSE, "gate", "router"):
             deltas[module] = pair(rng, array.shape)
             expected[key] += deltas[module].scaling * deltas[module].lora_B @ deltas[module].lora_A
@@ -96,12 +96,12 @@ def test_peft_computes_with_every_pair(name: str, tmp_path: Path) -> None:
     fresh = model(name)
     fresh.save_pretrained(tmp_path / "base")
     weights = {key: tensor.numpy() for key, tensor in fresh.state_dict().items()}
-    adapter, wanted = adapter_and_weights(name, weights)
+    adapter, expected = adapter_and_weights(name, weights)
     assert any(".experts." in target for target in adapter.deltas)
     (tmp_path / "a").mkdir()
     format_peft.write(adapter, tmp_path / "a", base=bases.read_hf(tmp_path / "base"))
     merged = peft.PeftModel.from_pretrained(model(name), str(tmp_path / "a")).merge_and_unload().state_dict()
-    for key, array in wanted.items():
+    for key, array in expected.items():
         np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=1e-5, err_msg=key)
     again = format_peft.read(tmp_path / "a")
     assert again.deltas.keys() == {names_in_memory.renaming("")(t) for t in again.deltas}
@@ -132,6 +132,6 @@ def test_the_list_of_models_is_that_of_transformers() -> None:
 
     models = Path(transformers.__file__).parent / "models"
     for name in stacks.STACKING:
-        folder = next(one for one in (name, name.removesuffix("_text")) if (models / one).is_dir())
+        folder = next(folder_name for folder_name in (name, name.removesuffix("_text")) if (models / folder_name).is_dir())
         text = (models / folder / f"modeling_{folder}.py").read_text()
         assert "self.gate_up_proj = nn.Parameter" in text, name

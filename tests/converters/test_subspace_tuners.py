@@ -56,12 +56,12 @@ def test_gralora_has_a_pair_for_each_block_of_inputs_and_outputs() -> None:
 
 
 def test_osf_replaces_the_smallest_singular_components_and_keeps_the_largest() -> None:
-    left, values, right = np.linalg.svd(WEIGHT, full_matrices=False)
+    left_vectors, values, right_vectors = np.linalg.svd(WEIGHT, full_matrices=False)
     names = ("osf_svd_params.U_low", "osf_svd_params.S_low", "osf_svd_params.V_low")
-    same = dict(zip(names, (left[:, 2:], values[2:], right[2:]), strict=False))
+    same = dict(zip(names, (left_vectors[:, 2:], values[2:], right_vectors[2:]), strict=False))
     close(subspace.osf_change(same, {}, WEIGHT), WEIGHT)
-    none = {**same, names[1]: np.zeros(2, np.float32)}
-    close(subspace.osf_change(none, {}, WEIGHT), (left[:, :2] * values[:2]) @ right[:2])
+    zeroed = {**same, names[1]: np.zeros(2, np.float32)}
+    close(subspace.osf_change(zeroed, {}, WEIGHT), (left_vectors[:, :2] * values[:2]) @ right_vectors[:2])
 
 
 def test_deft_with_para_leaves_nothing_of_the_weight_in_its_directions() -> None:

@@ -73,9 +73,9 @@ def test_names_of_a_video_model_that_diffusers_does_not_have_are_written_as_its_
     spec = base(tmp_path / "base", "", "blocks.0.attn2.to_k", _class_name="WanTransformer3DModel")
     convert.convert(tmp_path / "a.safetensors", tmp_path / "out", to="peft", base=spec)
     assert [*peft.read(tmp_path / "out").deltas] == ["blocks.0.attn2.to_k"]
-    other = base(tmp_path / "other", "", "blocks.0.attn1.to_k", _class_name="WanTransformer3DModel")
+    other_base = base(tmp_path / "other", "", "blocks.0.attn1.to_k", _class_name="WanTransformer3DModel")
     with pytest.raises(RefusedError, match="has no such module|matches no module"):
-        convert.convert(tmp_path / "a.safetensors", tmp_path / "no", to="peft", base=other)
+        convert.convert(tmp_path / "a.safetensors", tmp_path / "no", to="peft", base=other_base)
 
 
 @pytest.mark.parametrize("name", ["lm_head", "model.layers.0.self_attn.q_proj", "layers.0.self_attn.q_proj"])

@@ -32,7 +32,7 @@ def test_experts_of_older_pefts_follow_their_formula(version: str, family: str, 
     flagged = family == "gpt-oss"
     swapped = version == "0.19.0" and flagged
     experts, r, sizes = 4, 2, {"gate_up_proj": (8, 16), "down_proj": (8, 8)}  # in, out: one is square
-    tensors, wanted, shapes = {}, {}, {}
+    tensors, expected, shapes = {}, {}, {}
     rng = np.random.default_rng(0)
     for name, (into, out) in sizes.items():
         if known_by == "base" and name == "gate_up_proj":
@@ -47,11 +47,11 @@ def test_experts_of_older_pefts_follow_their_formula(version: str, family: str, 
             lora_B.reshape(b_rows, r, experts),
             lora_A.reshape(experts, r, a_columns),
         )
-        wanted[f"l.0.mlp.experts.{name}"] = delta.swapaxes(1, 2) if flagged else delta
+        expected[f"l.0.mlp.experts.{name}"] = delta.swapaxes(1, 2) if flagged else delta
         shapes[f"l.0.mlp.experts.{name}"] = BaseTensor((experts, d1, d2), "F32")
     config = {
         "peft_type": "LORA", "r": r, "lora_alpha": r, "target_modules": [], "peft_version": version,
-        "target_parameters": [name.removeprefix("l.0.") for name in wanted],
+        "target_parameters": [name.removeprefix("l.0.") for name in expected],
     }  # fmt: skip
     model_type = "gpt_oss" if flagged else "qwen3_moe"
     base = BaseSpec("base", "hf", "", model_type, {}, shapes) if known_by == "base" else None
@@ -60,9 +60,9 @@ def test_experts_of_older_pefts_follow_their_formula(version: str, family: str, 
     safetensors_file.write(source / peft.WEIGHTS, tensors, {"format": "pt"})
     (source / peft.CONFIG).write_text(json.dumps(config))
     adapter = peft.read(source, base=base)
-    assert adapter.deltas.keys() == wanted.keys()
+    assert adapter.deltas.keys() == expected.keys()
     for target, delta in adapter.deltas.items():
-        np.testing.assert_allclose(dense(delta), wanted[target], rtol=1e-5)
+        np.testing.assert_allclose(dense(delta), expected[target], rtol=1e-5)
     (tmp_path / "b").mkdir()
     peft.write(adapter, tmp_path / "b")
     assert (tmp_path / "b" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()

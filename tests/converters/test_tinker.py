@@ -29,7 +29,7 @@ class Archive:
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         self.rng = np.random.default_rng(0)
         self.tensors: dict[str, np.ndarray] = {}
-        self.wanted = {name: array.copy() for name, array in weights.items()}
+        self.expected = {name: array.copy() for name, array in weights.items()}
 
     def halves(self, name: str, rows: int, columns: int, *experts: int) -> np.ndarray:
         """Add a pair, of experts where their numbers in the two halves are given; returns the delta."""
@@ -47,33 +47,35 @@ class Archive:
         return folder
 
 
-def made(name: str) -> tuple[Any, Archive]:
+def model_and_archive(name: str) -> tuple[Any, Archive]:
     model = tiny.model(name)
     archive = Archive({key: tensor.numpy() for key, tensor in model.state_dict().items()})
-    for key, array in archive.wanted.items():
+    for key, array in archive.expected.items():
         module = key.removesuffix(".weight")
-        own = module.replace("model.language_model.", "model.")
-        if own.endswith(("q_proj", "o_proj")):
-            trained = own.replace(".self_attn.", ".attn.") if name.startswith("GptOss") else own
+        module_path = module.replace("model.language_model.", "model.")
+        if module_path.endswith(("q_proj", "o_proj")):
+            trained = module_path.replace(".self_attn.", ".attn.") if name.startswith("GptOss") else module_path
             array[:] += archive.halves(trained, *array.shape)
         elif module == "lm_head":
             array[:] += archive.halves("model.unembed_tokens", *array.shape)
-        elif own.endswith("in_proj_qkv"):
+        elif module_path.endswith("in_proj_qkv"):
             starts = np.cumsum([0, *[32] * 2, len(array) - 64])
             for part, start, end in zip("qkv", starts, starts[1:], strict=False):
-                array[start:end] += archive.halves(own.replace("in_proj_qkv", f"in_proj_{part}"), end - start, array.shape[1])
-        elif own.endswith("experts.gate_up_proj"):
-            experts(archive, name, key, own.removesuffix(".gate_up_proj"))
+                array[start:end] += archive.halves(
+                    module_path.replace("in_proj_qkv", f"in_proj_{part}"), end - start, array.shape[1]
+                )
+        elif module_path.endswith("experts.gate_up_proj"):
+            experts(archive, name, key, module_path.removesuffix(".gate_up_proj"))
     return model, archive
 
 
-def experts(archive: Archive, name: str, key: str, own: str) -> None:
-    up, down = archive.wanted[key], archive.wanted[key.replace("gate_up_proj", "down_proj")]
+def experts(archive: Archive, name: str, key: str, module_path: str) -> None:
+    up, down = archive.expected[key], archive.expected[key.replace("gate_up_proj", "down_proj")]
     count, turned = len(up), name.startswith("GptOss")
-    (into, both) = up.shape[1:] if turned else up.shape[:0:-1]
-    gates = archive.halves(f"{own}.w1", both // 2, into, 1, count)  # one lora_A for all experts
-    ups = archive.halves(f"{own}.w3", both // 2, into, 1, count)
-    downs = archive.halves(f"{own}.w2", into, both // 2, count, 1)
+    (into, both_rows) = up.shape[1:] if turned else up.shape[:0:-1]
+    gates = archive.halves(f"{module_path}.w1", both_rows // 2, into, 1, count)  # one lora_A for all experts
+    ups = archive.halves(f"{module_path}.w3", both_rows // 2, into, 1, count)
+    downs = archive.halves(f"{module_path}.w2", into, both_rows // 2, count, 1)
     if turned:
         up[:, :, ::2] += gates.swapaxes(1, 2)
         up[:, :, 1::2] += ups.swapaxes(1, 2)
@@ -91,24 +93,24 @@ def test_peft_merges_what_tinker_merges(name: str, tmp_path: Path) -> None:
     need_module("peft")
     import peft
 
-    model, archive = made(name)
+    model, archive = model_and_archive(name)
     model.save_pretrained(tmp_path / "base")
     source = archive.save(tmp_path / "a")
     base = bases.read_base(tmp_path / "base")
     convert.convert(source, tmp_path / "b", to="peft", base=base)
     merged = peft.PeftModel.from_pretrained(tiny.model(name), str(tmp_path / "b")).merge_and_unload().state_dict()
-    for key, array in archive.wanted.items():
+    for key, array in archive.expected.items():
         np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
     convert.convert(source, tmp_path / "a.gguf", to="gguf", base=base)
-    for number, given in enumerate([source, tmp_path / "a.gguf"]):
-        ah.merge_into(given, tmp_path / "base", tmp_path / f"m{number}")
+    for number, source_path in enumerate([source, tmp_path / "a.gguf"]):
+        ah.merge_into(source_path, tmp_path / "base", tmp_path / f"m{number}")
         merged = type(model).from_pretrained(tmp_path / f"m{number}", dtype="float32").state_dict()
-        for key, array in archive.wanted.items():
+        for key, array in archive.expected.items():
             np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
 
 
 def test_experts_written_one_by_one_for_vllm_are_merged_into_the_stacks_of_gpt_oss(run: Run, tmp_path: Path) -> None:
-    model, archive = made("GptOssForCausalLM")
+    model, archive = model_and_archive("GptOssForCausalLM")
     model.save_pretrained(tmp_path / "base")
     folder = archive.save(tmp_path / "a", peft_type="LORA", target_modules=["lm_head", "q_proj", "o_proj", *PARTS.values()])
     tensors = {}
@@ -125,7 +127,7 @@ def test_experts_written_one_by_one_for_vllm_are_merged_into_the_stacks_of_gpt_o
     assert convert.sniff(folder) == "peft"
     run("merge", "a", "--into", "base", "-o", "merged")
     merged = type(model).from_pretrained(tmp_path / "merged", dtype="float32").state_dict()
-    for key, array in archive.wanted.items():
+    for key, array in archive.expected.items():
         np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
     run("convert", "a", "b", "--to", "peft", "--base", "base")
     run("validate", "b", "--base", "base", "--for", "peft")
@@ -142,7 +144,7 @@ DOWNLOADED = {"peft_type": "LORA", "target_modules": "all-linear", "base_model_n
     [("Qwen3MoeForCausalLM", {}), ("Qwen3MoeForCausalLM", DOWNLOADED), ("GptOssForCausalLM", DOWNLOADED)],
 )
 def test_every_command_takes_an_archive_as_it_is(name: str, config: dict[str, Any], run: Run, tmp_path: Path) -> None:
-    model, archive = made(name)
+    model, archive = model_and_archive(name)
     model.save_pretrained(tmp_path / "base")
     archive.save(tmp_path / "a", **config)
     numbers = sum(array.size for array in archive.tensors.values())
@@ -198,19 +200,19 @@ def test_logits_with_an_archive_are_those_of_the_model_merged_with_it(tmp_path: 
     from adapterhub.training.events import InitialAdapter
     from tests.support.byte_tokenizer import write_tokenizer
 
-    model, archive = made("Qwen3MoeForCausalLM")
+    model, archive = model_and_archive("Qwen3MoeForCausalLM")
     model.save_pretrained(tmp_path / "base")
     write_tokenizer(tmp_path / "base")
-    del archive.wanted["lm_head.weight"]  # torch runs none on the output layer
+    del archive.expected["lm_head.weight"]  # torch runs none on the output layer
     archive.tensors = {name: array for name, array in archive.tensors.items() if "unembed" not in name}
     source = archive.save(tmp_path / "a")
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in archive.wanted.items()}, strict=False)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in archive.expected.items()}, strict=False)
     ids = [5, 80, 90, 100]
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0, -1].numpy()
-    given = InitialAdapter(source, source, "sha256:" + "0" * 64, str(source))
+    initial = InitialAdapter(source, source, "sha256:" + "0" * 64, str(source))
     with (
-        torch_engine.open_engine(given, tmp_path / "base") as engine,
+        torch_engine.open_engine(initial, tmp_path / "base") as engine,
         engine.start_decoding(adapted=True, room=8) as logits_after,
     ):
         np.testing.assert_allclose(logits_after(ids), expected, rtol=0, atol=2e-3)

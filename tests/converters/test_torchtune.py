@@ -67,8 +67,8 @@ def test_dora_goes_there_and_back(tmp_path: Path) -> None:
     deltas = {t: trained.delta(t, magnitude=np.arange(out, dtype=np.float32) + 1) for t, (out, _) in trained.TARGETS.items()}
     report = trained.there_and_back(Adapter(deltas), tmp_path, "torchtune")
     assert report.worst == Loss.EXACT
-    found = tensors_of(tmp_path / "there")["layers.0.attn.q_proj.magnitude"]
-    assert found[:4].tolist() == [1, 3, 2, 4]
+    magnitude = tensors_of(tmp_path / "there")["layers.0.attn.q_proj.magnitude"]
+    assert magnitude[:4].tolist() == [1, 3, 2, 4]
 
 
 def test_layers_without_a_delta_get_one_of_zero(tmp_path: Path) -> None:
@@ -294,11 +294,11 @@ def test_transformers_computes_with_the_deltas_what_torchtune_computes(tmp_path:
     config = {key: value for key, value in config.items() if kind == "llama" or key != "head_dim"}
     names = ("LlamaConfig", "LlamaForCausalLM") if kind == "llama" else ("Qwen2Config", "Qwen2ForCausalLM")
     build, make = (getattr(transformers, name) for name in names)
-    other = make(build(**config, rope_parameters={"rope_type": "default", "rope_theta": 1e4}))
-    other.load_state_dict(weights, strict=True)
+    hf_model = make(build(**config, rope_parameters={"rope_type": "default", "rope_theta": 1e4}))
+    hf_model.load_state_dict(weights, strict=True)
     ids = torch.tensor([[1, 5, 7, 3, 9, 2, 11, 4]])
     with torch.no_grad():
-        torch.testing.assert_close(other.eval()(ids).logits, model.eval()(ids), atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(hf_model.eval()(ids).logits, model.eval()(ids), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.peer

@@ -55,10 +55,10 @@ def test_no_false_header_causes_a_traceback(tmp_path_factory: pytest.TempPathFac
     if data.draw(st.booleans()):
         tensors.pop(data.draw(st.sampled_from(sorted(tensors))))
     signed(folder / "b.safetensors", tensors, metadata | changed)
-    assert "\n" not in said(folder / "b.safetensors")
+    assert "\n" not in refusal(folder / "b.safetensors")
 
 
-def said(path: Path) -> str:
+def refusal(path: Path) -> str:
     """What reading it says: an error that is ours, or nothing."""
     try:
         convert.read(path, base=LLAMA)

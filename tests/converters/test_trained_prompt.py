@@ -85,8 +85,8 @@ def test_a_prompt_without_a_template_is_about_that_of_the_base() -> None:
 
 
 def test_adapters_have_a_prompt_in_common_where_a_trainer_stored_the_template_of_the_base() -> None:
-    stored, own = TrainedPrompt("base"), TrainedPrompt("own")
+    stored, own_prompt = TrainedPrompt("base"), TrainedPrompt("own")
     assert common_prompt([stored, PROMPT_OF_BASE], text_digest("base")) == PROMPT_OF_BASE
     assert common_prompt([stored, PROMPT_OF_BASE], None) is None
-    assert common_prompt([own, own], text_digest("base")) == own
-    assert common_prompt([own, stored], text_digest("base")) is None
+    assert common_prompt([own_prompt, own_prompt], text_digest("base")) == own_prompt
+    assert common_prompt([own_prompt, stored], text_digest("base")) is None

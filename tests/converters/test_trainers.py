@@ -29,5 +29,5 @@ def test_ordinary_adapters_are_exact(tmp_path: Path, trainer: str) -> None:
 @pytest.mark.parametrize(("trainer", "second"), [("litgpt", V), ("megatron", V), ("torchtune", K)])
 def test_golden_bytes(tmp_path: Path, trainer: str, second: str) -> None:
     adapter = Adapter({Q: trained.delta(Q, r=1), second: trained.delta(second, r=2, alpha=3)})
-    found = trained.written(trainer, adapter, tmp_path / "a.safetensors")
-    assert found.read_bytes() == (Path(__file__).parent / f"golden/{trainer}.safetensors").read_bytes()
+    written_path = trained.written(trainer, adapter, tmp_path / "a.safetensors")
+    assert written_path.read_bytes() == (Path(__file__).parent / f"golden/{trainer}.safetensors").read_bytes()

@@ -26,42 +26,42 @@ TARGETS = {f"model.layers.{n}.{kind}" if kind != "lm_head" else kind: s for n in
 Q, K, V, OUT, GATE, UP, DOWN = (f"model.layers.0.{kind}" for kind in SHAPES if kind != "lm_head")
 
 
-def base(architecture: str = "LlamaForCausalLM", **more: Any) -> BaseSpec:
-    return BaseSpec("base", "hf", architecture, "", CONFIG | more, repo="team/base")
+def base(architecture: str = "LlamaForCausalLM", **fields: Any) -> BaseSpec:
+    return BaseSpec("base", "hf", architecture, "", CONFIG | fields, repo="team/base")
 
 
 LLAMA = base()
 
 
-def delta(target: str = Q, *, r: int = 2, alpha: float = 4, seed: int = 0, dtype: Any = np.float32, **more: Any) -> LowRank:
+def delta(target: str = Q, *, r: int = 2, alpha: float = 4, seed: int = 0, dtype: Any = np.float32, **fields: Any) -> LowRank:
     rng = np.random.default_rng([seed, *target.encode()])
     out, into = TARGETS[target]
     lora_A, lora_B = (rng.normal(size=shape).astype(dtype) for shape in ((r, into), (out, r)))
-    return LowRank(lora_A, lora_B, alpha, **more)
+    return LowRank(lora_A, lora_B, alpha, **fields)
 
 
-def full(*kinds: str, **more: Any) -> Adapter:
+def full(*kinds: str, **fields: Any) -> Adapter:
     """A delta on these kinds of module in both layers, on all kinds if none is named."""
-    return Adapter({target: delta(target, **more) for target in TARGETS if not kinds or target.endswith(kinds)})
+    return Adapter({target: delta(target, **fields) for target in TARGETS if not kinds or target.endswith(kinds)})
 
 
 def dense(adapter: Adapter) -> dict[str, np.ndarray]:
     """What each delta adds to its weight, `(out, in)`."""
     return {
-        target: each.scaling * each.lora_B.astype(np.float64) @ each.lora_A.astype(np.float64)
-        for target, each in adapter.deltas.items()
-        if isinstance(each, LowRank)
+        target: delta.scaling * delta.lora_B.astype(np.float64) @ delta.lora_A.astype(np.float64)
+        for target, delta in adapter.deltas.items()
+        if isinstance(delta, LowRank)
     }
 
 
-def assert_same(found: Adapter, wanted: Adapter, rtol: float = 1e-6) -> None:
+def assert_same(actual: Adapter, expected: Adapter, rtol: float = 1e-6) -> None:
     """The same function; a module that either lacks has a delta of zero there."""
-    ours, theirs = dense(found), dense(wanted)
+    ours, theirs = dense(actual), dense(expected)
     largest = max(np.abs(array).max() for array in theirs.values())
     for target in sorted({*ours, *theirs}):
-        nothing = np.zeros(TARGETS[target])
-        first, other = ours.get(target, nothing), theirs.get(target, nothing)
-        np.testing.assert_allclose(first, other, rtol=rtol, atol=max(rtol * largest, 1e-25), err_msg=target)
+        zeros = np.zeros(TARGETS[target])
+        first, their_product = ours.get(target, zeros), theirs.get(target, zeros)
+        np.testing.assert_allclose(first, their_product, rtol=rtol, atol=max(rtol * largest, 1e-25), err_msg=target)
 
 
 def folder(adapter: Adapter, path: Path) -> Path:

@@ -104,8 +104,8 @@ def test_the_errors_of_rollouts_that_the_page_on_releases_states_are_those_that_
     page = pages.page("release.md")
     assert f"In {report['sizes']['seeds']} simulated rollouts" in page
     for drop in (2, 5, 20):
-        cleared, found = figures[f"no worse, for a drop of {drop} points"], figures[f"worse by {drop} points"]
-        cells = [f"{round(row['% wrong'], 1):g} %" for row in (cleared, found)]
-        cells += [f"{int(found[column]):,}" for column in ("pairs", "requests")]
+        cleared, noticed = figures[f"no worse, for a drop of {drop} points"], figures[f"worse by {drop} points"]
+        cells = [f"{round(row['% wrong'], 1):g} %" for row in (cleared, noticed)]
+        cells += [f"{int(noticed[column]):,}" for column in ("pairs", "requests")]
         cells += [f"{int(cleared[column]):,}" for column in ("pairs", "pairs planned")]
         assert f"| `errors = {drop}` | {' | '.join(cells)} |" in page

@@ -23,7 +23,7 @@ import pytest
 
 from adapterhub.serve.usage.usage_database import UsageDatabase
 from tests.conftest import CHECKING, LEARNING, ROOT, _environment
-from tests.docs.test_site import PAGES, reference, shown
+from tests.docs.test_site import PAGES, reference, shown_lines
 from tests.support import hub_models, serving
 from tests.support.forked import Forked
 from tests.support.hub_server import Hub
@@ -136,13 +136,17 @@ STANDS_FOR = {
 
 def typed() -> dict[str, list[str]]:
     """The command lines of each page, without those of tutorials, and the examples of each command."""
-    found = {name: [shlex.join(words) for words in shown(name)] for name in ("../README.md", *PAGES) if "tutorials" not in name}
+    lines_by_page = {
+        name: [shlex.join(words) for words in shown_lines(name)] for name in ("../README.md", *PAGES) if "tutorials" not in name
+    }
     entries = [entry for group in reference.entries().values() for entry in group]
     while entries:
         entry = entries.pop()
         entries += entry.subcommands
-        found[entry.name] = [line.partition(" > ")[0].partition(" | ")[0].partition(" < ")[0][11:] for line in entry.examples]
-    return {name: lines for name, lines in found.items() if lines}
+        lines_by_page[entry.name] = [
+            line.partition(" > ")[0].partition(" | ")[0].partition(" < ")[0][11:] for line in entry.examples
+        ]
+    return {name: lines for name, lines in lines_by_page.items() if lines}
 
 
 COMMANDS = typed()
@@ -184,12 +188,12 @@ class World:
 
     def filled(self, line: str, folder: Path) -> str:
         """A line with what is here in place of hosts, digests and folders; a push to a host has a place of its own there."""
-        own = f"/pushed-{abs(hash(str(folder)))}" if line.startswith("push ") and "/images/" not in line else ""
-        line = re.sub(r"oci://(\w+\.example|127\.0\.0\.1:8090|HOST)", f"oci://{self._host}{own}", line)
+        run_path = f"/pushed-{abs(hash(str(folder)))}" if line.startswith("push ") and "/images/" not in line else ""
+        line = re.sub(r"oci://(\w+\.example|127\.0\.0\.1:8090|HOST)", f"oci://{self._host}{run_path}", line)
         line = re.sub(r"sha256:[0-9a-f]{4,}x?…?", self.digest, line.replace("s3://bucket", f"file://{folder}/bucket"))
         line = re.sub(r"--sha256 \S+", f"--sha256 {self.weights}", line)
-        for word, here in STANDS_FOR.items():
-            line = line.replace(f" {word}", f" {here}")
+        for word, argument in STANDS_FOR.items():
+            line = line.replace(f" {word}", f" {argument}")
         return line
 
 
@@ -226,19 +230,19 @@ def world(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forke
     with Hub() as hub:
         commit = hub_models.publish(hub, "Qwen/Qwen3-0.6B", {file.name: file.read_bytes() for file in models.base.iterdir()})
         hub_models.cached(folder / "hf/hub", "Qwen/Qwen3-0.6B", models.base, commit)
-        found = World(folder, servers, host, hub)
+        built_world = World(folder, servers, host, hub)
         for line in (
             "init", "push french team/french", "push french team/sql --base hf://Qwen/Qwen3-0.6B",
             "push sql team/sql:prod --base hf://Qwen/Qwen3-0.6B", "push chat team/chat:prod", "push a team/sql -m again",
             "merge team/sql:v2 team/french --method ties -o team/both", "merge team/sql:v2 team/french -o team/merged",
             "key generate team", "key generate ci", "key generate audit", "copy team/sql:v2 oci://HOST/team/sql:v2",
         ):  # fmt: skip
-            result = found.run(found.filled(line, folder), folder)
+            result = built_world.run(built_world.filled(line, folder), folder)
             assert result.returncode == 0, (line, result.stdout, result.stderr)
-        shown = json.loads(found.run("show team/sql:v2 --json", folder).stdout)
-        found.digest = shown["digest"]
-        found.weights = hashlib.sha256((folder / "sql/adapter_model.safetensors").read_bytes()).hexdigest()
-        yield found
+        details = json.loads(built_world.run("show team/sql:v2 --json", folder).stdout)
+        built_world.digest = details["digest"]
+        built_world.weights = hashlib.sha256((folder / "sql/adapter_model.safetensors").read_bytes()).hexdigest()
+        yield built_world
 
 
 def test_what_is_not_run_here_has_a_reason_and_a_test() -> None:

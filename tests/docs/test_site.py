@@ -57,7 +57,7 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(tmp_
     anchors = re.findall(r'<h3 id="([^"]+)"', (tmp_path / "reference/codes.html").read_text())
     assert sorted(anchors) == sorted(codes())
     keys = (tmp_path / "reference/training.html").read_text()
-    assert [one.key for one in explain() if f"<code>{one.key}</code>" not in keys] == []
+    assert [entry.key for entry in explain() if f"<code>{entry.key}</code>" not in keys] == []
     api = (tmp_path / "reference/python-api.html").read_text()
     assert [name for name in ah.__all__ if f'id="ah{name.lower()}"' not in api] == []
     assert "GET /api/adapterhub/v1/versions" in (tmp_path / "reference/hub-api.html").read_text()
@@ -106,9 +106,9 @@ def test_the_page_of_questions_has_at_least_fifty_answers() -> None:
     assert len(set(_ANSWER.findall(pages.page("how-to/index.md")))) >= 50
 
 
-def shown(name: str) -> list[list[str]]:
+def shown_lines(name: str) -> list[list[str]]:
     """The words of each `adapterhub` of a page, up to a pipe, a redirection or a comment; and of answers in tables."""
-    found = []
+    argument_lists = []
     blocks = re.findall(r"^```(?:console|bash|sh)[^\n]*\n(.*?)^```$", pages.page(name), re.MULTILINE | re.DOTALL)
     for block in (*blocks, *_ANSWER.findall(pages.page(name))):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
@@ -117,8 +117,8 @@ def shown(name: str) -> list[list[str]]:
                 lexer = shlex.shlex(typed, posix=True, punctuation_chars="|&<>;")
                 lexer.whitespace_split, lexer.commenters = True, ""
                 words = itertools.takewhile(lambda word: word[0] not in "|&<>;#", filter(None, lexer))
-                found.append([*words][1:])
-    return found
+                argument_lists.append([*words][1:])
+    return argument_lists
 
 
 def parse(words: list[str]) -> None:
@@ -130,17 +130,17 @@ def parse(words: list[str]) -> None:
         if not words:
             return
         command.resolve_command(context, [words[0]])
-        found = command.get_command(context, words[0])
-        assert found is not None, words[0]
-        context = click.Context(found, info_name=words[0], parent=context)
-        command, words = found, words[1:]
+        subcommand = command.get_command(context, words[0])
+        assert subcommand is not None, words[0]
+        context = click.Context(subcommand, info_name=words[0], parent=context)
+        command, words = subcommand, words[1:]
     if "--help" not in words and "-h" not in words:
         command.make_parser(context).parse_args(words)
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_of_a_page_have_the_options_that_it_shows(name: str) -> None:
-    for words in shown(name):
+    for words in shown_lines(name):
         if not re.fullmatch(r"[A-Z]+", words[0]):  # `adapterhub COMMAND --help`
             try:
                 parse([*words])
@@ -149,9 +149,9 @@ def test_commands_of_a_page_have_the_options_that_it_shows(name: str) -> None:
 
 
 def test_a_man_page_of_each_command_has_its_options_and_examples() -> None:
-    found = reference.manuals()
-    assert {f"adapterhub-{command}.1" for command in COMMANDS} | {"adapterhub.1", "adapterhub-hub-start.1"} <= set(found)
-    page = found["adapterhub-push.1"]
+    pages = reference.manuals()
+    assert {f"adapterhub-{command}.1" for command in COMMANDS} | {"adapterhub.1", "adapterhub-hub-start.1"} <= set(pages)
+    page = pages["adapterhub-push.1"]
     assert page.startswith('.TH ADAPTERHUB-PUSH 1 "" "adapterhub ')
     assert "\\fB\\-m, \\-\\-message TEXT\\fR" in page
     assert "$ adapterhub push ./sql team/sql" in page.replace("\\-", "-")

@@ -65,4 +65,4 @@ def test_every_step_works_as_printed(name: str, tiny_base: Path, tmp_path: Path,
 
     with pages.Session(tmp_path, _environment(tmp_path, None), {"8090": 0, "8000": 0}, run) as session:
         for step in pages.steps(pages.page(f"tutorials/{name}.md")):
-            session.do(step)
+            session.perform(step)

@@ -52,8 +52,8 @@ def test_it_measures_what_the_training_measured(trained, tiny_base: Path) -> Non
 
 def test_the_training_data_is_reported(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, folder = trained
-    asked = evaluation.EvaluationOptions(quantize="none", tokens=96, threads=1)
-    measured = evaluation.evaluate(start, tiny_base, [folder / "train.jsonl"], asked)
+    options = evaluation.EvaluationOptions(quantize="none", tokens=96, threads=1)
+    measured = evaluation.evaluate(start, tiny_base, [folder / "train.jsonl"], options)
     assert measured.notes == ("train.jsonl was trained on: its perplexity proves nothing",)
     assert measured.base["quantize"] == "none"
     assert measured.tokens < 96
@@ -63,10 +63,10 @@ def test_passages_that_were_trained_on_are_reported(trained, tmp_path: Path, tin
     start, folder = trained
     texts = [json.loads(line)["text"] for line in (folder / "train.jsonl").read_text().splitlines()]
     (tmp_path / "mixed.jsonl").write_text(json.dumps({"text": f"{texts[0]} {' '.join(f'new{word}' for word in range(30))}"}))
-    asked = evaluation.EvaluationOptions(threads=1, trained_on=(folder / "train.jsonl",))
-    (note,) = evaluation.evaluate(start, tiny_base, [tmp_path / "mixed.jsonl"], asked).notes
+    options = evaluation.EvaluationOptions(threads=1, trained_on=(folder / "train.jsonl",))
+    (note,) = evaluation.evaluate(start, tiny_base, [tmp_path / "mixed.jsonl"], options).notes
     assert "% of the runs of 8 words in the held-out texts are in the training data too: its perplexity says" in note
-    assert evaluation.evaluate(start, tiny_base, [folder / "heldout.jsonl"], asked).notes == ()
+    assert evaluation.evaluate(start, tiny_base, [folder / "heldout.jsonl"], options).notes == ()
 
 
 def test_a_loss_that_is_no_number_is_refused(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
@@ -107,10 +107,12 @@ def test_several_data_sets_are_measured_as_each_alone_and_compared_on_the_same_d
     options = evaluation.EvaluationOptions(sequence=48, threads=1)
     alone = [evaluation.evaluate(start, tiny_base, files, options) for files in sets]
     assert evaluation.evaluate_sets(start, tiny_base, sets, options) == alone
-    other = with_lora_B_scaled(start, 0.5, tmp_path / "half")
-    for result, files in zip(evaluation.evaluate_sets(start, tiny_base, sets, options, against=other), sets, strict=True):
+    half_adapter = with_lora_B_scaled(start, 0.5, tmp_path / "half")
+    for result, files in zip(
+        evaluation.evaluate_sets(start, tiny_base, sets, options, against=half_adapter), sets, strict=True
+    ):
         assert result.against is not None
-        expected = result.perplexity / evaluation.evaluate(other, tiny_base, files, options).perplexity
+        expected = result.perplexity / evaluation.evaluate(half_adapter, tiny_base, files, options).perplexity
         assert result.against.ratio == pytest.approx(expected, rel=1e-6)
         assert result.metrics["perplexity_against"] == result.against.ratio
         assert result.against.low < result.against.ratio < result.against.high

@@ -55,8 +55,8 @@ def test_the_needed_number_is_about_that_at_which_it_can_be_told() -> None:
     generator = np.random.Generator(np.random.PCG64(2))
     claim = paired_losses.parse_claim("ppl/against<=1.02")
     assert claim is not None
-    few = compare(generator.normal(0, 0.1, 40))
-    verdict, text = claim.verdict(few)
+    small_comparison = compare(generator.normal(0, 0.1, 40))
+    verdict, text = claim.verdict(small_comparison)
     needed = int(text.partition("about ")[2].partition(" ")[0].replace(",", ""))
     assert (verdict, 60 <= needed <= 1000) == (False, True), text
     assert claim.verdict(compare(generator.normal(0, 0.1, 2 * needed)))[0]

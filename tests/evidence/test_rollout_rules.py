@@ -20,8 +20,8 @@ def verdicts_of(state: RolloutState) -> dict[str, str]:
 
 
 def test_too_few_pairs_tell_nothing_and_say_how_many_would() -> None:
-    few = rollout_rules.with_evidence(STATE, 0, {"errors": PairCounts(0, 40, 0)})
-    [errors, longer, shorter] = rollout_rules.verdicts(few)
+    few_pairs = rollout_rules.with_evidence(STATE, 0, {"errors": PairCounts(0, 40, 0)})
+    [errors, longer, shorter] = rollout_rules.verdicts(few_pairs)
     assert {errors.verdict, longer.verdict, shorter.verdict} == {UNKNOWN}
     assert errors.text.startswith("cannot tell yet: 40 of about ")
     assert errors.needed > 40
@@ -41,8 +41,8 @@ def test_a_step_without_a_time_waits_for_a_person_and_the_last_leads_to_all() ->
     waiting = rollout_rules.next_state(replace(STATE, step=1))
     assert (waiting.state, waiting.share) == (PAUSED, 25)
     assert rollout_rules.next_state(rollout_rules.with_evidence(waiting, 1e6, ENOUGH)).state == PAUSED
-    done = rollout_rules.resume(waiting)
-    assert (done.state, done.share) == (DONE, 100)
+    finished = rollout_rules.resume(waiting)
+    assert (finished.state, finished.share) == (DONE, 100)
 
 
 @pytest.mark.parametrize("state", [STATE, replace(STATE, step=1, state=PAUSED)])

@@ -8,10 +8,10 @@ from adapterhub.evidence.sample_estimates import needed_text, two_digits
 
 
 @pytest.mark.parametrize(
-    ("count", "shown"), [(1, 1), (77, 77), (99, 99), (100, 100), (101, 110), (2_621, 2_700), (9_991, 10_000)]
+    ("count", "rounded"), [(1, 1), (77, 77), (99, 99), (100, 100), (101, 110), (2_621, 2_700), (9_991, 10_000)]
 )
-def test_an_estimate_is_rounded_up_to_two_digits(count: int, shown: int) -> None:
-    assert two_digits(count) == shown
+def test_an_estimate_is_rounded_up_to_two_digits(count: int, rounded: int) -> None:
+    assert two_digits(count) == rounded
 
 
 def test_the_first_step_that_suffices_is_shown_and_beyond_a_limit_none_is_looked_for() -> None:

@@ -70,7 +70,7 @@ def of_folder(path: Path) -> Files:
 
 def adapters(tmp: Path) -> dict[str, Files]:
     """A good adapter of each kind."""
-    found = {
+    files_by_name = {
         "lora": of_folder(folders.adapter(tmp / "lora", folders.pairs(2), rank_pattern={"q_proj": 2},
         alpha_pattern={"layers.0.*": 3},
                                           base_model_name_or_path="org/base", use_rslora=False)),
@@ -79,7 +79,7 @@ def adapters(tmp: Path) -> dict[str, Files]:
     }  # fmt: skip
     m = "base_model.model.model.layers.0.self_attn.q_proj"
     e = "base_model.model.model.layers.0.mlp.experts"
-    others: dict[str, tuple[dict[str, Any], Tensors]] = {
+    other_adapters: dict[str, tuple[dict[str, Any], Tensors]] = {
         "adalora": (
             {"peft_type": "ADALORA", "target_r": 2, "init_r": 2, "rank_pattern": {f"{m}.lora_E": [True, False]}},
             {f"{m}.lora_A": ("F32", (2, 8)), f"{m}.lora_B": ("F32", (8, 2)), f"{m}.lora_E": ("F32", (2, 1)),
@@ -113,9 +113,9 @@ def adapters(tmp: Path) -> dict[str, Files]:
         "double": ({}, {f"{m}.lora_A.weight": ("F64", (2, 8)), f"{m}.lora_B.weight": ("F64", (8, 2))}),
         "half": ({}, {f"{m}.lora_A.weight": ("F8_E4M3", (2, 8)), f"{m}.lora_B.weight": ("F64", (8, 2))}),
     }  # fmt: skip
-    for name, (config, tensors) in others.items():
+    for name, (config, tensors) in other_adapters.items():
         text = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], **config})
-        found[name] = {"adapter_config.json": text.encode(), "adapter_model.safetensors": st(tensors)}
+        files_by_name[name] = {"adapter_config.json": text.encode(), "adapter_model.safetensors": st(tensors)}
     pair: Tensors = {
         "model.layers.0.self_attn.q_proj.lora_a": ("F32", (8, 2)),
         "model.layers.0.self_attn.q_proj.lora_b": ("F32", (2, 8)),
@@ -126,8 +126,8 @@ def adapters(tmp: Path) -> dict[str, Files]:
         "model": "org/x",
         "lora_parameters": {"rank": 2, "scale": 2.0, "keys": ["q"]},
     }
-    found["mlx"] = {"adapter_config.json": json.dumps(mlx).encode(), "adapters.safetensors": st(pair)}
-    return found
+    files_by_name["mlx"] = {"adapter_config.json": json.dumps(mlx).encode(), "adapters.safetensors": st(pair)}
+    return files_by_name
 
 
 _LLAMA = {
@@ -141,7 +141,9 @@ _LLAMA = {
 def bases(tmp: Path) -> dict[str, Files]:
     """A good base of each kind."""
     folders.base(tmp / "whole")
-    found = {"whole": of_folder(tmp / "whole") | {"tokenizer_config.json": b'{"chat_template": "x"}', "tokenizer.json": b"{}"}}
+    files_by_name = {
+        "whole": of_folder(tmp / "whole") | {"tokenizer_config.json": b'{"chat_template": "x"}', "tokenizer.json": b"{}"}
+    }
     moe = {
         "num_experts": 4,
         "num_experts_per_tok": 2,
@@ -165,12 +167,15 @@ def bases(tmp: Path) -> dict[str, Files]:
                "num_layers": 2, "num_decoder_layers": 2, "feed_forward_proj": "gated-gelu"},
         "mistral3": {"model_type": "mistral3", "text_config": dict(_LLAMA)},
     }  # fmt: skip
-    found |= {name: {"config.json": json.dumps({**_LLAMA, **config}).encode()} for name, config in configs.items()}
+    files_by_name |= {name: {"config.json": json.dumps({**_LLAMA, **config}).encode()} for name, config in configs.items()}
     index = {
         "metadata": {"total_size": 1},
         "weight_map": {"model.layers.0.self_attn.q_proj.weight": "model-00001-of-00001.safetensors"},
     }
-    found["index"] = {"config.json": json.dumps(_LLAMA).encode(), "model.safetensors.index.json": json.dumps(index).encode()}
+    files_by_name["index"] = {
+        "config.json": json.dumps(_LLAMA).encode(),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+    }
     q = "model.layers.0.self_attn.q_proj"
     e = "model.layers.0.mlp.experts"
     packed: dict[str, tuple[dict[str, Any], Tensors]] = {
@@ -201,8 +206,8 @@ def bases(tmp: Path) -> dict[str, Files]:
         raw = st(tensors)
         if name == "bnb":
             raw = raw[:-16] + b'{"shape": [8,8]}'
-        found[name] = {"config.json": json.dumps(config).encode(), "model.safetensors": raw}
-    return found
+        files_by_name[name] = {"config.json": json.dumps(config).encode(), "model.safetensors": raw}
+    return files_by_name
 
 
 _GGUF = [
@@ -215,11 +220,11 @@ _GGUF = [
 ]  # fmt: skip
 
 
-def _most() -> int:
+def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-_AT_FIRST = _most()  # Linux counts what the parent had at the fork
+_AT_FIRST = _peak_memory()  # Linux counts what the parent had at the fork
 _NUMBERS = {
     "block_count": 1, "attention.head_count": 2, "expert_count": 2, "attention.head_count_kv": 2, "attention.key_length": 4,
     "embedding_length": 8,
@@ -439,7 +444,7 @@ def outcome(arguments: list[str], seconds: int = SECONDS) -> tuple[int | None, s
             json.loads(out.getvalue(), parse_constant=_no_constant)
         except ValueError as error:
             wrong = f"no JSON: {error}"
-    memory = _most()  # so far: told of every run after it, too
+    memory = _peak_memory()  # so far: told of every run after it, too
     return code, wrong or (f"{memory} MB" if memory > max(MEGABYTES, _AT_FIRST + 200) else "")
 
 
@@ -468,7 +473,7 @@ def commands(rng: random.Random, adapter: str, base: str, out: str) -> list[str]
     return rng.choice(lines)
 
 
-def put(folder: Path, files: Files) -> Path:
+def write_files(folder: Path, files: Files) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, data in files.items():
@@ -483,17 +488,17 @@ def run(runs: int, seed: int, *, seconds: int = SECONDS, keep: Path | None = Non
         tmp = Path(name)
         (tmp / "a").mkdir()
         (tmp / "b").mkdir()
-        good, known = adapters(tmp / "a"), bases(tmp / "b")
-        put(tmp / "good", good["lora"])
+        good, bases_by_name = adapters(tmp / "a"), bases(tmp / "b")
+        write_files(tmp / "good", good["lora"])
         for number in range(runs):
-            kind, base_kind = rng.choice(sorted(good)), rng.choice([*known, *_ARCHITECTURES])
-            which = rng.randrange(3)
-            files = mutated(rng, good[kind]) if which != 0 else good[kind]
-            base_files = known.get(base_kind) or {"x.gguf": gguf(rng, base_kind)}
-            if which != 1 and (base_kind in known or rng.random() < 0.2):
+            kind, base_kind = rng.choice(sorted(good)), rng.choice([*bases_by_name, *_ARCHITECTURES])
+            unchanged_part = rng.randrange(3)
+            files = mutated(rng, good[kind]) if unchanged_part != 0 else good[kind]
+            base_files = bases_by_name.get(base_kind) or {"x.gguf": gguf(rng, base_kind)}
+            if unchanged_part != 1 and (base_kind in bases_by_name or rng.random() < 0.2):
                 base_files = mutated(rng, base_files)
-            adapter = put(tmp / "adapter", files)
-            base = put(tmp / "base", base_files)
+            adapter = write_files(tmp / "adapter", files)
+            base = write_files(tmp / "base", base_files)
             place = str(base / "x.gguf") if base_kind in _ARCHITECTURES else str(base)
             shutil.rmtree(tmp / "out", ignore_errors=True)
             (tmp / "out").unlink(missing_ok=True)
@@ -507,8 +512,8 @@ def run(runs: int, seed: int, *, seconds: int = SECONDS, keep: Path | None = Non
             if wrong:
                 findings.append(f"{seed}:{number} {kind} {base_kind} {' '.join(arguments)}\n{wrong}")
                 if keep:
-                    put(keep / f"{seed}-{number}/adapter", files)
-                    put(keep / f"{seed}-{number}/base", base_files)
+                    write_files(keep / f"{seed}-{number}/adapter", files)
+                    write_files(keep / f"{seed}-{number}/base", base_files)
     return findings
 
 

@@ -128,8 +128,8 @@ def _ref(data: bytes) -> None:
 
 def _adapter_json(data: bytes) -> None:
     AdapterManifest.salvage(json_file.parse_object(data, "x"))
-    made = AdapterManifest.parse(data, "x")
-    assert AdapterManifest.parse(made.dump(), "x") == made
+    manifest = AdapterManifest.parse(data, "x")
+    assert AdapterManifest.parse(manifest.dump(), "x") == manifest
 
 
 def _manifest(data: bytes) -> None:
@@ -146,8 +146,8 @@ def _log(data: bytes) -> None:
 
 
 def _recipe(data: bytes) -> None:
-    made = merge_recipe.parse(data.decode(errors="replace"), "x")
-    assert merge_recipe.parse(made.dump().decode(), "x") == made
+    recipe = merge_recipe.parse(data.decode(errors="replace"), "x")
+    assert merge_recipe.parse(recipe.dump().decode(), "x") == recipe
 
 
 def _lock(data: bytes) -> None:
@@ -199,8 +199,8 @@ def _commit(data: bytes) -> None:
 
 
 def _lfs_batch(data: bytes) -> None:
-    for one in lfs._checked_list(json_file.parse_object(data, "x").get("objects")):
-        lfs._object(one)
+    for item in lfs._checked_list(json_file.parse_object(data, "x").get("objects")):
+        lfs._object(item)
 
 
 def _xorb(data: bytes) -> None:
@@ -220,8 +220,8 @@ def _oci_upload(data: bytes) -> None:
 
 def _range(data: bytes) -> None:
     with contextlib.suppress(hub_blobs.RangeError):
-        found = hub_blobs.parse_range(data.decode("latin-1"), 1000)
-        assert found is None or 0 <= found[0] <= found[1] < 1000
+        byte_range = hub_blobs.parse_range(data.decode("latin-1"), 1000)
+        assert byte_range is None or 0 <= byte_range[0] <= byte_range[1] < 1000
 
 
 def _signature(data: bytes) -> None:
@@ -336,13 +336,33 @@ def seeds() -> list[bytes]:
     )
     mlx_config = b'{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0, "keys": ["q"]}}'
     line = b'[["blk.0.attn_q", "model.layers.0.self_attn.q_proj", 2.0, "F16", 4, false]]'
-    made = {"safetensors": st, "gguf": gguf, "peft_config": config, "mlx_config": mlx_config, "source_config": line}
-    made |= {"bundle": _made_bundle(), "repository": _made_repository(), "form": _FORM, "message": b'{"text": "read it"}'}
+    documents_by_kind = {
+        "safetensors": st,
+        "gguf": gguf,
+        "peft_config": config,
+        "mlx_config": mlx_config,
+        "source_config": line,
+    }
+    documents_by_kind |= {
+        "bundle": _made_bundle(),
+        "repository": _made_repository(),
+        "form": _FORM,
+        "message": b'{"text": "read it"}',
+    }
     record = repository_documents.CommitRecord({"a.md": (sha256_bytes(b"a"), 1)}, "0" * 40, "A title", author="ana")
     file = {"rfilename": "a.bin", "size": 1, "blobId": "0" * 40, "lfs": {"sha256": "0" * 64, "size": 1, "pointerSize": 100}}
-    made |= {"commit_record": record.dump(), "upstream_model": json.dumps({"sha": "0" * 40, "siblings": [file]}).encode()}
-    made |= {"headers": CHALLENGE, "tar": _packed_tar(), "pack": _packed(), "xorb": _packed_xorb(), "shard": _made_shard()}
-    return [*(bytes([NUMBERS[name]]) + data for name, data in made.items()), *documents("good")]
+    documents_by_kind |= {
+        "commit_record": record.dump(),
+        "upstream_model": json.dumps({"sha": "0" * 40, "siblings": [file]}).encode(),
+    }
+    documents_by_kind |= {
+        "headers": CHALLENGE,
+        "tar": _packed_tar(),
+        "pack": _packed(),
+        "xorb": _packed_xorb(),
+        "shard": _made_shard(),
+    }
+    return [*(bytes([NUMBERS[name]]) + data for name, data in documents_by_kind.items()), *documents("good")]
 
 
 CHALLENGE = b'Bearer realm="https://auth.example/token",service="registry",scope="repository:team/sql:pull", Basic realm="x"'
@@ -498,7 +518,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plain", type=int, metavar="RUNS", help="mutations of our own instead of atheris")
     parser.add_argument("--seed", type=int, default=0)
-    options, rest = parser.parse_known_args()
+    options, unknown_words = parser.parse_known_args()
     if options.plain is not None:
         plain(options.plain, options.seed)
         return
@@ -507,8 +527,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for n, seed in enumerate([*seeds(), *documents("bad")]):
             (Path(folder) / str(n)).write_bytes(seed)
-        corpus = [word for word in rest if not word.startswith("-")]
-        words = [word for word in rest if word.startswith("-")]
+        corpus = [word for word in unknown_words if not word.startswith("-")]
+        words = [word for word in unknown_words if word.startswith("-")]
         # What it finds goes to the first folder; the seeds are read from the last.
         atheris.Setup([sys.argv[0], "-rss_limit_mb=512", *words, *corpus, folder], lambda data: one_input(data) and None)
         atheris.Fuzz()

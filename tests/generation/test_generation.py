@@ -55,7 +55,7 @@ def peft_adapter(base: Path, path: Path, **config: Any) -> Any:
     return peft_model.eval()
 
 
-def given(path: Path) -> InitialAdapter:
+def initial_of(path: Path) -> InitialAdapter:
     return InitialAdapter(path / "adapter_model.safetensors" if path.is_file() else path, path, "sha256:" + "0" * 64, str(path))
 
 
@@ -77,7 +77,7 @@ def test_logits_are_those_of_peft_with_and_without_the_adapter(float_base: Path,
         with theirs.disable_adapter():
             alone = theirs(torch.tensor([ids])).logits[0].numpy()
     assert np.abs(expected - alone).max() > 0.1
-    with torch_engine.open_engine(given(tmp_path / "sql"), float_base) as engine:
+    with torch_engine.open_engine(initial_of(tmp_path / "sql"), float_base) as engine:
         for adapted, right in ((True, expected), (False, alone)):
             with engine.start_decoding(adapted=adapted, room=16) as logits_after:
                 np.testing.assert_allclose(logits_after(ids[:4]), right[3], atol=2e-5)
@@ -89,14 +89,14 @@ def test_the_same_seed_gives_the_same_answer_and_the_adapter_another_than_the_ba
     peft_adapter(float_base, tmp_path / "sql")
     pieces: list[tuple[bool, str]] = []
     options: dict[str, Any] = {"base": float_base, "max_tokens": 12, "temperature": 0.8, "seed": 3}
-    made = ah.generate(tmp_path / "sql", "hello", **options, on_text=lambda on, text: pieces.append((on, text)))
+    generation = ah.generate(tmp_path / "sql", "hello", **options, on_text=lambda on, text: pieces.append((on, text)))
     again = ah.generate(tmp_path / "sql", "hello", **options, compare=False)
-    assert made.text == again.text
-    assert made.text != made.base_text
+    assert generation.text == again.text
+    assert generation.text != generation.base_text
     assert again.base_text is None
-    assert "".join(text for on, text in pieces if on) == made.text
-    assert "".join(text for on, text in pieces if not on) == made.base_text
-    assert made.prompt == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert "".join(text for on, text in pieces if on) == generation.text
+    assert "".join(text for on, text in pieces if not on) == generation.base_text
+    assert generation.prompt == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_greedy_text_is_that_of_transformers(float_base: Path, tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_greedy_text_is_that_of_transformers(float_base: Path, tmp_path: Path) -
     tokenizer = transformers.AutoTokenizer.from_pretrained(float_base)
     ids = tokenizer("abc", return_tensors="pt")
     right = theirs.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
-    made = ah.generate(tmp_path / "sql", "abc", base=float_base, raw=True, compare=False, max_tokens=12)
+    generation = ah.generate(tmp_path / "sql", "abc", base=float_base, raw=True, compare=False, max_tokens=12)
     # A character that is still incomplete at the end is left out.
-    assert tokenizer.decode(right, skip_special_tokens=True).rstrip("\ufffd") == made.text.rstrip("\ufffd")
+    assert tokenizer.decode(right, skip_special_tokens=True).rstrip("\ufffd") == generation.text.rstrip("\ufffd")
 
 
 def test_a_conversation_needs_a_chat_template() -> None:
@@ -123,9 +123,9 @@ def test_a_prompt_that_the_model_cannot_see_whole_or_without_a_token_is_refused(
     peft_adapter(float_base, tmp_path / "sql")
     with pytest.raises(
         RefusedError, match=r"the prompt has \d+ tokens and the answer may have 100, but the model sees 256"
-    ) as one:
+    ) as refused:
         ah.generate(tmp_path / "sql", "x" * 250, base=float_base, max_tokens=100)
-    assert (one.value.code, one.value.hint) == ("too-long", "Ask for fewer tokens, or shorten the prompt")
+    assert (refused.value.code, refused.value.hint) == ("too-long", "Ask for fewer tokens, or shorten the prompt")
     with pytest.raises(RefusedError, match="base: the prompt has no token to continue"):
         ah.generate(tmp_path / "sql", "", base=float_base, raw=True)
 
@@ -317,18 +317,18 @@ def test_a_prompt_comes_from_a_file_or_is_an_argument_and_not_both(run: Run, flo
 def test_without_a_base_the_one_that_the_adapter_records_is_found(run: Run, float_base: Path, tmp_path: Path) -> None:
     peft_adapter(float_base, tmp_path / "sql")
     config = json.loads((tmp_path / "sql/adapter_config.json").read_text())
-    asked, there = ("run", "sql", "hello", "--max-tokens", 4, "--json"), {"HF_HUB_CACHE": str(tmp_path / "hub")}
-    assert "Pass --base with its folder" in run(*asked, env=there, code=2).stderr  # a path means nothing elsewhere
-    weights = ("run", "sql/adapter_model.safetensors", *asked[2:])
-    assert "Pass --base with its folder" in run(*weights, env=there, code=2).stderr  # also by the file: it is no base
+    arguments, hub_env = ("run", "sql", "hello", "--max-tokens", 4, "--json"), {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    assert "Pass --base with its folder" in run(*arguments, env=hub_env, code=2).stderr  # a path means nothing elsewhere
+    weights = ("run", "sql/adapter_model.safetensors", *arguments[2:])
+    assert "Pass --base with its folder" in run(*weights, env=hub_env, code=2).stderr  # also by the file: it is no base
     (tmp_path / "sql/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/tiny"}))
-    assert "org/tiny: no such file or folder" in run(*asked, env=there, code=3).stderr
+    assert "org/tiny: no such file or folder" in run(*arguments, env=hub_env, code=3).stderr
     cached(tmp_path / "hub", "org/tiny", float_base)
-    result = run(*asked, env=there)
+    result = run(*arguments, env=hub_env)
     assert result.stderr.startswith("base: org/tiny, which the adapter records\n")
     by_name = json.loads(result.stdout)
     assert by_name["base"] == "org/tiny"
-    assert by_name["text"] == json.loads(run(*asked, "--base", float_base).stdout)["text"]
+    assert by_name["text"] == json.loads(run(*arguments, "--base", float_base).stdout)["text"]
 
 
 def test_an_adapter_of_an_image_model_is_called_one_before_a_base_is_asked_for(run: Run, tmp_path: Path) -> None:

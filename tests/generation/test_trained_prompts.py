@@ -27,7 +27,7 @@ def test_run_asks_as_the_adapter_was_trained(heart: ByHeart, base: str) -> None:
     if base.endswith(".gguf"):
         need_module("llama_cpp_py_sync")
     for question, answer in OWN.items():
-        result = ah.generate(heart.own, question, base=heart.folder / base, compare=False, max_tokens=TOKENS)
+        result = ah.generate(heart.own_adapter, question, base=heart.folder / base, compare=False, max_tokens=TOKENS)
         assert (result.prompt, result.text) == (PROMPT.format(question), answer)
 
 
@@ -101,9 +101,9 @@ def _check_merges(base: Path, folder: Path) -> None:
 
 def test_a_gguf_of_the_adapter_has_its_prompt_with_nothing_beside_it(heart: ByHeart, tmp_path: Path) -> None:
     need_module("llama_cpp_py_sync")
-    ah.convert(heart.own, tmp_path / "own.gguf", to="gguf", base=heart.silent_gguf)
+    ah.convert(heart.own_adapter, tmp_path / "own.gguf", to="gguf", base=heart.silent_gguf)
     (tmp_path / "chat_template.jinja").write_text("of something else")
-    assert TrainedPrompt.read(tmp_path / "own.gguf") == TrainedPrompt.read(heart.own)
+    assert TrainedPrompt.read(tmp_path / "own.gguf") == TrainedPrompt.read(heart.own_adapter)
     result = ah.generate(tmp_path / "own.gguf", "red", base=heart.silent_gguf, compare=False, max_tokens=TOKENS)
     assert (result.prompt, result.text) == (PROMPT.format("red"), OWN["red"])
     notes = ah.convert(tmp_path / "own.gguf", tmp_path / "back", to="peft", base=heart.silent_gguf).notes
@@ -115,31 +115,31 @@ def test_a_gguf_of_the_adapter_has_its_prompt_with_nothing_beside_it(heart: ByHe
 
 
 def test_ollama_s_package_notes_the_template_that_it_cannot_have(heart: ByHeart, tmp_path: Path) -> None:
-    notes = ah.convert(heart.own, tmp_path / "own", to="ollama", base=heart.gguf, model="tiny").notes
+    notes = ah.convert(heart.own_adapter, tmp_path / "own", to="ollama", base=heart.gguf, model="tiny").notes
     assert any("a chat template of its own (jinja), which no Modelfile can say" in note for note in notes)
     notes = ah.convert(heart.plain, tmp_path / "plain", to="ollama", base=heart.gguf, model="tiny").notes
     assert not any("template" in note for note in notes)
 
 
 def test_a_merge_of_adapters_is_asked_as_they_were_trained(heart: ByHeart, tmp_path: Path) -> None:
-    half = ah.merge([heart.own, heart.own], tmp_path / "half", weights=[0.5, 0.5])
+    half = ah.merge([heart.own_adapter, heart.own_adapter], tmp_path / "half", weights=[0.5, 0.5])
     assert not any("chat template" in note for note in half.report.notes)
     result = ah.generate(tmp_path / "half", "red", base=heart.silent, compare=False, max_tokens=TOKENS)
     assert (result.prompt, result.text) == (PROMPT.format("red"), OWN["red"])
-    both = ah.merge([heart.own, heart.plain], tmp_path / "both")
+    merged = ah.merge([heart.own_adapter, heart.plain], tmp_path / "both")
     assert not (tmp_path / "both/chat_template.jinja").exists()
-    assert any("trained with different chat templates" in note for note in both.report.notes)
+    assert any("trained with different chat templates" in note for note in merged.report.notes)
 
 
 def test_a_model_with_an_adapter_merged_in_is_asked_as_the_adapter_was_trained(heart: ByHeart, tmp_path: Path) -> None:
     need_module("llama_cpp_py_sync")
     for base, name in ((heart.silent, "folder"), (heart.silent, "made.gguf"), (heart.gguf, "same.gguf")):
-        report = ah.merge_into(heart.own, base, tmp_path / name)
+        report = ah.merge_into(heart.own_adapter, base, tmp_path / name)
         assert not any("template" in warning for warning in report.warnings)
         for question, answer in OWN.items():
             result = ah.generate(None, question, base=tmp_path / name, max_tokens=TOKENS)
             assert (result.prompt, result.text) == (PROMPT.format(question), answer), name
-    report = ah.merge_into([heart.own, heart.plain], heart.base, tmp_path / "both")
+    report = ah.merge_into([heart.own_adapter, heart.plain], heart.base, tmp_path / "both")
     assert any("trained with different chat templates" in warning for warning in report.warnings)
 
 

@@ -16,6 +16,6 @@ def web() -> Iterator[Web]:
 
 
 @pytest.fixture
-def other() -> Iterator[Web]:
+def other_web() -> Iterator[Web]:
     with Web() as server:
         yield server

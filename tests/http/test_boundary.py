@@ -49,11 +49,11 @@ def resolved(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     look_up = socket.getaddrinfo
 
-    def answer(host: str, *rest: Any, **more: Any) -> list[Any]:
+    def answer(host: str, *arguments: Any, **options: Any) -> list[Any]:
         if host not in names:
-            return look_up(host, *rest, **more)
+            return look_up(host, *arguments, **options)
         addresses = names[host]
-        return [entry for address in addresses for entry in look_up(address, *rest, **more)]
+        return [entry for address in addresses for entry in look_up(address, *arguments, **options)]
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
     return names

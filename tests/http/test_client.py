@@ -32,24 +32,24 @@ def get(client: Client, path: str, limit: int = 1 << 20) -> bytes:
 
 
 def streamed(client: Client, path: str, size: int = 1 << 16) -> bytes:
-    found, buffer = bytearray(), memoryview(bytearray(size))
+    data, buffer = bytearray(), memoryview(bytearray(size))
     with client.stream(client.base + path, "x") as body:
         while n := body.readinto(buffer):
-            found += buffer[:n]
-    return bytes(found)
+            data += buffer[:n]
+    return bytes(data)
 
 
 @contextlib.contextmanager
 def raw(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[tuple[str, list[bytes]]]:
     """A server that gives each connection one answer, after one request, and closes it; its URL and the requests."""
-    listening, seen = socket.create_server(("127.0.0.1", 0)), list[bytes]()
+    listening, requests = socket.create_server(("127.0.0.1", 0)), list[bytes]()
 
     def serve() -> None:
         with contextlib.suppress(OSError):
             for answer in answers:
                 connection, _ = listening.accept()
                 with connection:
-                    seen.append(connection.recv(1 << 16))
+                    requests.append(connection.recv(1 << 16))
                     if isinstance(answer, bytes):
                         connection.sendall(answer)
                     else:
@@ -58,23 +58,23 @@ def raw(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[tuple[str
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     with listening:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", seen
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", requests
 
 
 # ---- bodies
 
 
 def test_a_body_that_broke_off_is_fetched_again_as_often_as_there_are_pauses(web: Web) -> None:
-    left = [2]
+    failures_left = [2]
 
     def cut(to: Handler) -> None:
-        left[0] -= 1
-        to.send(200, DATA[:5] if left[0] >= 0 else DATA, **{"Content-Length": str(len(DATA))})
+        failures_left[0] -= 1
+        to.send(200, DATA[:5] if failures_left[0] >= 0 else DATA, **{"Content-Length": str(len(DATA))})
         to.close_connection = True
 
     web.rules["/x"] = cut
     assert get(client(web, (0.0, 0.0)), "/x") == DATA
-    left[0] = 2
+    failures_left[0] = 2
     with pytest.raises(RetriesExhaustedError, match=r"too early \(2 tries\)\. Try again later"):
         get(client(web, (0.0,)), "/x")
 
@@ -93,20 +93,20 @@ class Pieces:
 
 
 def test_a_body_is_sent_piece_by_piece_under_its_length(web: Web) -> None:
-    got = []
+    bodies = []
 
-    def put(to: Handler) -> None:
-        got.append(to.rfile.read(int(to.headers["Content-Length"])))
+    def receive_body(to: Handler) -> None:
+        bodies.append(to.rfile.read(int(to.headers["Content-Length"])))
         to.send(201)
 
     Handler.do_PUT = Handler.do_GET  # type: ignore[attr-defined]
     try:
-        web.rules["/x"] = put
+        web.rules["/x"] = receive_body
         for body in (Pieces(DATA, b"", DATA), DATA, b""):
             client(web).request("PUT", f"{web.url}/x", "x", good=(201,), body=body)
     finally:
         del Handler.do_PUT  # type: ignore[attr-defined]
-    assert got == [DATA + DATA, DATA, b""]
+    assert bodies == [DATA + DATA, DATA, b""]
 
 
 def test_a_refusal_in_the_middle_of_sending_is_understood() -> None:
@@ -128,12 +128,12 @@ def test_a_refusal_in_the_middle_of_sending_is_understood() -> None:
 
 @pytest.mark.parametrize("piece", [b"X: a\r\n", b"a", b"\r\n\r\nHTTP/1.1 100 Continue\r\nX: "])
 def test_headers_that_never_end_are_not_waited_for(web: Web, piece: bytes) -> None:
-    gone = threading.Event()
+    client_left = threading.Event()
 
     def drip(to: Handler) -> None:
         with contextlib.suppress(OSError):
             to.wfile.write(b"HTTP/1.1 100 Continue\r\nX: " if b"100" in piece else b"HTTP/1.1 200 OK\r\nX: ")
-            while not gone.wait(0.05):
+            while not client_left.wait(0.05):
                 to.wfile.write(piece)
 
     web.rules["/x"] = drip
@@ -141,16 +141,16 @@ def test_headers_that_never_end_are_not_waited_for(web: Web, piece: bytes) -> No
         with pytest.raises(RemoteError, match="no answer in time|more than 8 informational"):
             get(client(web, timeout=0.5), "/x")
     finally:
-        gone.set()
+        client_left.set()
 
 
 def test_a_small_body_that_drips_is_given_up(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = threading.Event()
+    client_left = threading.Event()
 
     def drip(to: Handler) -> None:
         with contextlib.suppress(OSError):
             to.send(200, b"", **{"Content-Length": "5000"})
-            while not gone.wait(0.05):
+            while not client_left.wait(0.05):
                 to.wfile.write(b"x")
 
     web.rules["/x"] = drip
@@ -158,18 +158,18 @@ def test_a_small_body_that_drips_is_given_up(web: Web, monkeypatch: pytest.Monke
         with pytest.raises(RemoteError, match="the server sends less than 50 kB a second"):
             get(client(web, timeout=0.5), "/x")
     finally:
-        gone.set()
+        client_left.set()
 
 
 def test_a_long_body_that_drips_is_given_up_and_a_slow_one_is_not(web: Web) -> None:
-    gone = threading.Event()
+    client_left = threading.Event()
 
     def drip(size: int) -> Callable[[Handler], None]:
         def answer(to: Handler) -> None:
             with contextlib.suppress(OSError):
                 to.send(200, b"", **{"Content-Length": str(20 * size)})
                 for _ in range(20):
-                    gone.wait(0.05)
+                    client_left.wait(0.05)
                     to.wfile.write(b"x" * size)
 
         return answer
@@ -180,7 +180,7 @@ def test_a_long_body_that_drips_is_given_up_and_a_slow_one_is_not(web: Web) -> N
             streamed(client(web, timeout=0.5), "/x")
         assert streamed(client(web, timeout=0.5), "/y") == b"x" * 80_000
     finally:
-        gone.set()
+        client_left.set()
 
 
 def test_progress_counts_the_time_of_waiting_alone() -> None:
@@ -193,13 +193,13 @@ def test_progress_counts_the_time_of_waiting_alone() -> None:
 
 
 def test_redirects_and_their_bodies_have_one_time_together(web: Web) -> None:
-    gone, count = threading.Event(), [0]
+    client_left, count = threading.Event(), [0]
 
     def drip(to: Handler) -> None:
         count[0] += 1
         with contextlib.suppress(OSError):
             to.send(302, b"", Location=f"/x?{count[0]}", **{"Content-Length": "5000"})
-            while not gone.wait(0.05):
+            while not client_left.wait(0.05):
                 to.wfile.write(b"x")
 
     web.rules["/x"] = drip
@@ -208,7 +208,7 @@ def test_redirects_and_their_bodies_have_one_time_together(web: Web) -> None:
             get(client(web, timeout=0.5), "/x")
         assert count == [1]
     finally:
-        gone.set()
+        client_left.set()
 
 
 def test_incomplete_headers_are_not_accepted() -> None:
@@ -272,7 +272,7 @@ def test_without_retry_the_caller_decides(web: Web) -> None:
 
 @pytest.mark.parametrize("waiting", ["headers", "body", "pause"])
 def test_stop_ends_what_other_threads_wait_for(web: Web, waiting: str) -> None:
-    gone = threading.Event()
+    client_left = threading.Event()
 
     def hang(to: Handler) -> None:
         if waiting == "pause":
@@ -280,7 +280,7 @@ def test_stop_ends_what_other_threads_wait_for(web: Web, waiting: str) -> None:
             return
         if waiting == "body":
             to.send(200, b"x", **{"Content-Length": "5000"})
-        gone.wait(60)
+        client_left.wait(60)
 
     web.rules["/x"] = hang
     web.files["/y"] = DATA
@@ -297,7 +297,7 @@ def test_stop_ends_what_other_threads_wait_for(web: Web, waiting: str) -> None:
         asking.stop(on=False)
         assert streamed(asking, "/y") == DATA
     finally:
-        gone.set()
+        client_left.set()
 
 
 # ---- connections

@@ -19,22 +19,22 @@ DATA = bytes(range(256)) * 1000
 
 def counted(web: Web) -> list[object]:
     """The connections that a server has got, from now on."""
-    found: list[object] = []
+    accepted: list[object] = []
     accept = web.get_request
 
     def counting() -> tuple[socket.socket, object]:
-        found.append(pair := accept())
+        accepted.append(pair := accept())
         return pair
 
     web.get_request = counting  # type: ignore[method-assign]
-    return found
+    return accepted
 
 
-def test_a_connection_is_reused_by_the_next_request(web: Web, other: Web) -> None:
-    connections, elsewhere = counted(web), counted(other)
+def test_a_connection_is_reused_by_the_next_request(web: Web, other_web: Web) -> None:
+    connections, elsewhere = counted(web), counted(other_web)
     web.files["/x"] = DATA
-    other.files["/y"] = b"y"
-    web.rules["/there"] = lambda to: to.send(302, Location=f"{other.url}/y")
+    other_web.files["/y"] = b"y"
+    web.rules["/there"] = lambda to: to.send(302, Location=f"{other_web.url}/y")
     web.rules["/no"] = lambda to: to.send(404, b"no")
     asking = client(web)
     for _ in range(3):
@@ -61,15 +61,15 @@ def test_threads_have_a_connection_each(web: Web) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH"])
 def test_a_kept_connection_that_the_server_has_closed_is_no_failure(method: str) -> None:
     """Of a PATCH some may have arrived, so that only its caller knows how to continue."""
-    kept = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    keep_alive_answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
     again = threading.Event()
 
     def once(connection: socket.socket) -> None:
-        connection.sendall(kept)
+        connection.sendall(keep_alive_answer)
         connection.recv(1 << 16)  # the next request, which is not answered
         again.set()
 
-    with raw(once, kept) as (url, seen):
+    with raw(once, keep_alive_answer) as (url, requests):
         asking = Client(url, pauses=())
         asking.request("GET", url, "x", good=(200,))
         if method == "PATCH":
@@ -78,10 +78,10 @@ def test_a_kept_connection_that_the_server_has_closed_is_no_failure(method: str)
         else:
             assert asking.request(method, url, "x", good=(200,)).status == 200
         assert again.is_set()
-        assert len(seen) == (1 if method == "PATCH" else 2)
+        assert len(requests) == (1 if method == "PATCH" else 2)
 
 
 def test_a_server_that_closes_at_once_is_a_failure() -> None:
-    with raw(b"", b"") as (url, seen), pytest.raises(RetriesExhaustedError, match=r"closed|reset"):
+    with raw(b"", b"") as (url, requests), pytest.raises(RetriesExhaustedError, match=r"closed|reset"):
         Client(url, pauses=(0.0,)).request("GET", url, "x", good=(200,))
-    assert len(seen) == 2
+    assert len(requests) == 2

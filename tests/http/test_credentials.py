@@ -17,7 +17,7 @@ from tests.support.web_server import Handler, Web
 SECRET = "not-a-secret-9"
 
 
-def said(web: Web) -> list[str | None]:
+def authorizations(web: Web) -> list[str | None]:
     """The `Authorization` of each request."""
     return [headers.get("authorization") for _, headers in web.requests]
 
@@ -41,23 +41,23 @@ def test_nothing_goes_from_https_to_http() -> None:
         resolve_link("https://a/x", "http://a/x", "x")
 
 
-def test_credentials_go_to_the_server_s_origin_alone(web: Web, other: Web) -> None:
-    other.files["/y"] = b"y"
-    web.rules["/x"] = lambda to: to.send(302, Location=f"{other.url}/y")
+def test_credentials_go_to_the_server_s_origin_alone(web: Web, other_web: Web) -> None:
+    other_web.files["/y"] = b"y"
+    web.rules["/x"] = lambda to: to.send(302, Location=f"{other_web.url}/y")
     web.rules["/home"] = lambda to: to.send(302, Location=f"{web.url}/x")
     asking = client(web, authorizations={"": f"Bearer {SECRET}"})
     assert get(asking, "/home") == streamed(asking, "/home") == b"y"
-    assert said(web) == [f"Bearer {SECRET}"] * 4
-    assert said(other) == [None, None]
-    asking.request("GET", f"{other.url}/y", "x", good=(200,))
-    assert said(other) == [None] * 3
+    assert authorizations(web) == [f"Bearer {SECRET}"] * 4
+    assert authorizations(other_web) == [None, None]
+    asking.request("GET", f"{other_web.url}/y", "x", good=(200,))
+    assert authorizations(other_web) == [None] * 3
 
 
-def test_a_login_is_made_once_for_all_threads_and_again_when_it_expires(web: Web, other: Web) -> None:
-    valid, asked = ["one"], list[tuple[list[str], str]]()
+def test_a_login_is_made_once_for_all_threads_and_again_when_it_expires(web: Web, other_web: Web) -> None:
+    valid, logins = ["one"], list[tuple[list[str], str]]()
 
     def authorize(challenges: Sequence[str], scope: str) -> str:
-        asked.append((list(challenges), scope))
+        logins.append((list(challenges), scope))
         return f"Bearer {valid[0]}"
 
     def guarded(to: Handler) -> None:
@@ -70,15 +70,15 @@ def test_a_login_is_made_once_for_all_threads_and_again_when_it_expires(web: Web
     asking = client(web, authorize=authorize)
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: get(asking, "/x"), range(8))) == {b"in"}
-    assert asked == [(['Bearer realm="r"'], "")]
+    assert logins == [(['Bearer realm="r"'], "")]
     valid[0] = "two"
     assert get(asking, "/x") == b"in"
-    assert len(asked) == 2
-    other.rules["/z"] = lambda to: to.send(401, **{"WWW-Authenticate": 'Basic realm="give"'})
-    web.rules["/away"] = lambda to: to.send(302, Location=f"{other.url}/z")
+    assert len(logins) == 2
+    other_web.rules["/z"] = lambda to: to.send(401, **{"WWW-Authenticate": 'Basic realm="give"'})
+    web.rules["/away"] = lambda to: to.send(302, Location=f"{other_web.url}/z")
     with pytest.raises(DeniedError, match="HTTP 401: login required"):
         get(asking, "/away")
-    assert len(asked) == 2
+    assert len(logins) == 2
 
 
 def test_a_login_that_is_refused_is_not_repeated(web: Web) -> None:
@@ -86,7 +86,7 @@ def test_a_login_that_is_refused_is_not_repeated(web: Web) -> None:
     asking = client(web, authorize=lambda _challenges, _scope: f"Bearer {SECRET}", login_hint="Log in")
     with pytest.raises(DeniedError, match="HTTP 401: login required. Log in") as caught:
         get(asking, "/x")
-    assert said(web) == [None, f"Bearer {SECRET}"]
+    assert authorizations(web) == [None, f"Bearer {SECRET}"]
     assert SECRET not in str(caught.value) + repr(asking)
 
 

@@ -61,7 +61,7 @@ def test_TLS_goes_through_a_tunnel_and_only_the_proxy_gets_its_password(
     with ForwardProxy(f"user:{SECRET}") as company:
         asking = Client(f"https://registry.test:{port}", pauses=(), proxy=lambda *_: f"http://user:{SECRET}@{company.address}")
         assert get(asking, "/x") == streamed(asking, "/x") == DATA
-        assert company.seen == [f"CONNECT registry.test:{port}"]
+        assert company.requests == [f"CONNECT registry.test:{port}"]
     assert all("proxy-authorization" not in headers for _, headers in server.requests)
 
 
@@ -69,18 +69,18 @@ def test_plain_http_is_asked_of_a_proxy_by_its_whole_address(web: Web) -> None:
     web.files["/x"] = DATA
     port = web.server_address[1]
     with ForwardProxy(f"user:{SECRET}") as company:
-        asked = list[tuple[str, str]]()
+        lookups = list[tuple[str, str]]()
 
         def proxy(scheme: str, host: str) -> str:
-            asked.append((scheme, host))
+            lookups.append((scheme, host))
             return f"user:{SECRET}@{company.address}"
 
         asking = Client(f"http://registry.test:{port}", pauses=(), proxy=proxy)
         assert get(asking, "/x?y=%2f").__len__() == len(DATA)
-        assert company.seen[0].lower() == f"get http://registry.test:{port}/x?y=%2f"
-        assert asked == [("http", "registry.test")]
+        assert company.requests[0].lower() == f"get http://registry.test:{port}/x?y=%2f"
+        assert lookups == [("http", "registry.test")]
         get(Client(web.url, proxy=proxy), "/x")  # this machine
-        assert len(company.seen) == 1
+        assert len(company.requests) == 1
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

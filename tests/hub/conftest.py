@@ -46,10 +46,10 @@ class Running:
         places = {"ADAPTERHUB_DATABASE": self.settings.database, "ADAPTERHUB_BLOBS": self.settings.blobs}
         return {**self.settings.environ, **places}
 
-    def make_token(self, account: str, role: str, **more: Any) -> str:
+    def make_token(self, account: str, role: str, **options: Any) -> str:
         """A token of the hub."""
         with closing(open_database(self.settings)) as database:
-            return access_tokens.create(database, account, role, **more)
+            return access_tokens.create(database, account, role, **options)
 
     @contextmanager
     def registry(self) -> Iterator[Registry]:

@@ -32,27 +32,27 @@ def push_and_pull(hub: Running, make: Callable[[Path, int], Path], folder: Path,
     clients = [Sending(hub.url, hub.make_token(f"pusher{number}", "write")) for number in range(_CLIENTS)]
 
     def work(number: int) -> list[tuple[str, str]]:
-        client, rng, name, made, turn = clients[number], random.Random(number), f"team/sql{number % _NAMES}", [], 0
+        client, rng, name, commits, turn = clients[number], random.Random(number), f"team/sql{number % _NAMES}", [], 0
         while turn < _MIN_TURNS or (turn < _MAX_TURNS and time.monotonic() < end):
             adapter = make(folder / f"{number}-{turn}", rng.randrange(1 << 30))
             turn += 1
             answer = client.push(name, adapter)
             if answer.status == 200:
-                made.append((name, answer.json()["commitOid"]))
-                got = client.ask("GET", f"/{name}/resolve/{made[-1][1]}/{WEIGHTS}")
-                assert got.data == (adapter / WEIGHTS).read_bytes(), (got.status, got.data[:300])
-                assert client.ask("GET", f"/{name}/resolve/{rng.choice(made)[1]}/{WEIGHTS}").status == 200
+                commits.append((name, answer.json()["commitOid"]))
+                download = client.ask("GET", f"/{name}/resolve/{commits[-1][1]}/{WEIGHTS}")
+                assert download.data == (adapter / WEIGHTS).read_bytes(), (download.status, download.data[:300])
+                assert client.ask("GET", f"/{name}/resolve/{rng.choice(commits)[1]}/{WEIGHTS}").status == 200
             client.ask("GET", "/api/models?search=sql")
             for path in adapter.iterdir():
                 path.unlink()
-        return made
+        return commits
 
     with ThreadPoolExecutor(_CLIENTS) as pool:
-        made = [one for of_client in pool.map(work, range(_CLIENTS)) for one in of_client]
+        commits = [commit for of_client in pool.map(work, range(_CLIENTS)) for commit in of_client]
     statuses = {status for client in clients for status in client.statuses}
     assert statuses <= {200, 409}, statuses
     with hub.registry() as registry:
-        names = {name for name, _ in made}
-        there = {(name, commit_id(row.digest)) for name in names for row in registry.list(name)}
-        assert there == set(made), there ^ set(made)
-    return len(made)
+        names = {name for name, _ in commits}
+        recorded = {(name, commit_id(row.digest)) for name in names for row in registry.list(name)}
+        assert recorded == set(commits), recorded ^ set(commits)
+    return len(commits)

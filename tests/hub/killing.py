@@ -27,7 +27,7 @@ from tests.hub.conftest import Running
 def assert_sound(folder: Path) -> None:
     """Assert that every byte, log and index of a registry is right; what killed commands left to a gc is no fault."""
     with closing(Registry.open(folder)) as registry:
-        assert [str(one) for one in fsck(registry) if one.severity != "note"] == []
+        assert [str(finding) for finding in fsck(registry) if finding.severity != "note"] == []
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Moment:
 class _Connection:
     client: socket.socket
     hub: socket.socket
-    asked: bool = False  # the request of the moment was sent over it
+    has_sent: bool = False  # the request of the moment was sent over it
 
 
 class Killer:
@@ -188,8 +188,8 @@ class Killer:
         moment, due = self._moment, False
         self._sent += len(piece)
         if moment and moment.request:
-            connection.asked |= moment.request in piece
-            due = connection.asked and not moment.answered
+            connection.has_sent |= moment.request in piece
+            due = connection.has_sent and not moment.answered
         elif moment and self._sent >= moment.sent:
             due, piece = True, piece[: len(piece) - (self._sent - moment.sent)]
         return piece, due
@@ -197,7 +197,7 @@ class Killer:
     def _down(self, connection: _Connection) -> None:
         while piece := connection.hub.recv(1 << 16):
             with self._lock:
-                if self._moment and self._moment.answered and connection.asked:
+                if self._moment and self._moment.answered and connection.has_sent:
                     self._kill()
                     return
             connection.client.sendall(piece)
@@ -217,7 +217,7 @@ class Killer:
 
 
 def _end(connection: _Connection) -> None:
-    for one in (connection.client, connection.hub):
+    for sock in (connection.client, connection.hub):
         with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
-        one.close()
+            sock.shutdown(socket.SHUT_RDWR)
+        sock.close()

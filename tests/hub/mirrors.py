@@ -20,8 +20,8 @@ NAME = "org/sql"
 @contextmanager
 def mirroring(folder: Path, url: str, *, age: float = 3600.0, **settings: Any) -> Iterator[tuple[Running, Sending]]:
     """A mirror of the hub at a URL, and a client of it without a token."""
-    of = Upstream(f"hub+{url}/", url, age)
-    with serving(folder, mirror=of, **settings) as running:
+    upstream = Upstream(f"hub+{url}/", url, age)
+    with serving(folder, mirror=upstream, **settings) as running:
         yield running, Sending(running.url)
 
 
@@ -29,7 +29,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def put(upstream: Hub, folder: Path, name: str = NAME) -> str:
+def push_upstream(upstream: Hub, folder: Path, name: str = NAME) -> str:
     """The commit of an adapter without an adapter.json, as peft pushes it."""
     return publish(upstream, name, {".gitattributes": b"*.safetensors filter=lfs\n", **files_of(folder)})
 
@@ -51,7 +51,7 @@ def refused(answer: Answer) -> str:
     return str(answer.json()["error"])
 
 
-def asked(upstream: Hub) -> int:
+def request_count(upstream: Hub) -> int:
     return len(upstream.requests)
 
 

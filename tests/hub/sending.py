@@ -42,8 +42,8 @@ class Sending:
 
     def batch(self, name: str, oid: str, size: int, operation: str = "upload") -> dict[str, Any]:
         """What git-lfs' batch API answers of one object."""
-        asked = {"operation": operation, "transfers": ["basic"], "objects": [{"oid": oid, "size": size}]}
-        answer = self.ask("POST", f"/{name}.git/info/lfs/objects/batch", asked)
+        batch = {"operation": operation, "transfers": ["basic"], "objects": [{"oid": oid, "size": size}]}
+        answer = self.ask("POST", f"/{name}.git/info/lfs/objects/batch", batch)
         document: dict[str, Any] = answer.json()
         return dict(document["objects"][0]) if answer.status == 200 else document
 

@@ -63,7 +63,7 @@ def test_a_frozen_name_is_one_version_for_ever(
             ("main", commit),
             (f"v{number}", commit),
         ]
-        assert [one.commit_id for one in hf.list_repo_commits(name)] == [commit]
+        assert [listed_commit.commit_id for listed_commit in hf.list_repo_commits(name)] == [commit]
         for revision in ("main", f"v{number}", commit):
             out = Path(hf.snapshot_download(name, revision=revision, cache_dir=tmp_path / "cache"))
             assert (out / "adapter_model.safetensors").read_bytes() == (
@@ -72,11 +72,11 @@ def test_a_frozen_name_is_one_version_for_ever(
         registry = Registry(hub.url, None, name)
         assert registry.ask("GET", "tags/list").json["tags"] == ["latest", f"v{number}"]
         for reference in ("latest", f"v{number}", digest):
-            got = registry.ask("GET", f"manifests/{reference}")
-            assert got.headers["docker-content-digest"] == digest
-        for layer in got.json["layers"]:
+            answer = registry.ask("GET", f"manifests/{reference}")
+            assert answer.headers["docker-content-digest"] == digest
+        for layer in answer.json["layers"]:
             assert registry.ask("GET", f"blobs/{layer['digest']}").status == 200
-        assert registry.ask("GET", f"blobs/{got.json['config']['digest']}").status == 200
+        assert registry.ask("GET", f"blobs/{answer.json['config']['digest']}").status == 200
 
 
 def test_a_frozen_name_has_nothing_of_the_other_versions(hub: Running, hf: Any, versions: list[str]) -> None:
@@ -143,7 +143,11 @@ def test_a_form_is_made_once_and_has_a_digest_in_both_dialects(
         conversion_cache.pull(opened, Ref("team/sql", number=1), tmp_path / "mlx", Conversion("mlx"))
     for name in ("team/sql.v1.mlx", "team/sql.mlx"):
         info = hf.model_info(name)
-        assert [one.rfilename for one in info.siblings] == ["adapter.json", "adapter_config.json", "adapters.safetensors"]
+        assert [sibling.rfilename for sibling in info.siblings] == [
+            "adapter.json",
+            "adapter_config.json",
+            "adapters.safetensors",
+        ]
         out = Path(hf.snapshot_download(name, cache_dir=tmp_path / "cache"))
         registry = Registry(hub.url, None, name)
         assert commit_id(registry.ask("HEAD", "manifests/latest").headers["docker-content-digest"]) == info.sha == out.name

@@ -117,8 +117,8 @@ def _raw_request(rng: random.Random, token: str) -> bytes:
 
     method, path, document = rng.choice(_REQUESTS)
     hostile = rng.randrange(2 * path.count("{}") + 1)  # at most one part
-    for at, known in enumerate(("team", "sql", "main", "README.md")[: path.count("{}")]):
-        path = path.replace("{}", text() if at == hostile else known, 1)
+    for at, segment in enumerate(("team", "sql", "main", "README.md")[: path.count("{}")]):
+        path = path.replace("{}", text() if at == hostile else segment, 1)
     if rng.random() < 0.4:
         keys = (
             "search",

@@ -28,9 +28,9 @@ def test_the_routes_of_a_prefix_answer_as_all_would(path: str, method: str) -> N
     routes = [*api_routes(), *page_routes()]
     scope: Scope = {"type": "http", "method": method, "path": path, "headers": []}
 
-    def first(of: list[object]) -> list[object]:
-        found = [(match, route) for route in of if (match := route.matches(scope)[0]) is not Match.NONE]  # type: ignore[attr-defined]
-        return [route for match, route in found if match is Match.FULL][:1] or [route for _, route in found][:1]
+    def first(routes: list[object]) -> list[object]:
+        matches = [(match, route) for route in routes if (match := route.matches(scope)[0]) is not Match.NONE]  # type: ignore[attr-defined]
+        return [route for match, route in matches if match is Match.FULL][:1] or [route for _, route in matches][:1]
 
     assert first(list(PrefixRouter(routes).router_for(path).routes)) == first(list(routes))
 

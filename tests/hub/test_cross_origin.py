@@ -38,8 +38,8 @@ def test_a_page_of_another_site_reads(public: Running, path: str) -> None:
         assert (answer.status, answer.headers[ALLOWED]) == (200, "*")
         assert "X-Error-Message" in answer.headers["access-control-expose-headers"]
         assert "access-control-allow-credentials" not in answer.headers
-    asked = {"access_control_request_method": "GET", "access_control_request_headers": "authorization,range"}
-    preflight = ask(public, "OPTIONS", path, SITE, **asked)
+    preflight_headers = {"access_control_request_method": "GET", "access_control_request_headers": "authorization,range"}
+    preflight = ask(public, "OPTIONS", path, SITE, **preflight_headers)
     assert (preflight.status, preflight.headers["access-control-allow-methods"]) == (204, "GET, HEAD")
     assert preflight.headers["access-control-allow-headers"] == "authorization,range"
 
@@ -61,13 +61,15 @@ def test_pages_and_changes_are_for_the_hub_s_own_site(public: Running, method: s
 
 def test_only_what_reads_is_named_for_any_route() -> None:
     """A method besides GET and HEAD is readable for one address only, whose body says which files are asked about."""
-    others = {
+    other_routes = {
         (route.path, method)  # type: ignore[attr-defined]
         for route in api_routes()
         for method in readable_methods(route.path)  # type: ignore[attr-defined]
         if method not in ("GET", "HEAD") and method in route.methods  # type: ignore[attr-defined]
     }
-    assert others == {(f"/api/models/{name}/paths-info/{{revision}}", "POST") for name in ("{namespace}/{repo}", "{repo}")}
+    assert other_routes == {
+        (f"/api/models/{name}/paths-info/{{revision}}", "POST") for name in ("{namespace}/{repo}", "{repo}")
+    }
 
 
 def test_a_hub_of_this_machine_is_read_by_pages_of_this_machine_only(hub: Running) -> None:

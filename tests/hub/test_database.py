@@ -26,8 +26,8 @@ UPSERT = "INSERT INTO uploaded VALUES (?, ?, ?) ON CONFLICT (name, digest) DO UP
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[HubDatabase]:
     """An empty database."""
-    with closing(HubDatabase(tmp_path)) as found:
-        yield found
+    with closing(HubDatabase(tmp_path)) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -91,31 +91,31 @@ def test_transactions_wait_for_each_other(database: HubDatabase) -> None:
 
 
 def test_numbers_are_given_and_references_are_held(database: HubDatabase) -> None:
-    made = [access_tokens.create(database, account, "write") for account in ("alice", "bob")]
+    tokens = [access_tokens.create(database, account, "write") for account in ("alice", "bob")]
     assert [(token.account, token.role) for token in access_tokens.list_tokens(database)] == [
         ("alice", "write"),
         ("bob", "write"),
     ]
-    for token, account in zip(made, ("alice", "bob"), strict=True):
-        found = access_tokens.identify(database, token)
-        assert found
-        assert found.account == account
+    for token, account in zip(tokens, ("alice", "bob"), strict=True):
+        identity = access_tokens.identify(database, token)
+        assert identity
+        assert identity.account == account
     with pytest.raises(ConstraintError):
         database.execute("UPDATE tokens SET account = 'nobody'")
 
 
 def test_who_is_admitted_enters_as_one_account_and_leaves(database: HubDatabase) -> None:
     rule = admissions.add(database, "https://login.example", {"groups": "ml"}, namespace="team", role="write")
-    who = IdToken("https://login.example", {"sub": "1", "preferred_username": "ada", "groups": ["ml"]}, "", 0.0)
-    assert [admissions.admit(database, who, ("bob",)) for _ in range(2)] == ["ada", "ada"]
+    id_token = IdToken("https://login.example", {"sub": "1", "preferred_username": "ada", "groups": ["ml"]}, "", 0.0)
+    assert [admissions.admit(database, id_token, ("bob",)) for _ in range(2)] == ["ada", "ada"]
     session = sessions.sign_in(database, "ada")
-    found = sessions.session_identity(database, session)
-    assert found
-    assert (found.role_in("team"), found.role_in("other")) == ("write", "")
+    identity = sessions.session_identity(database, session)
+    assert identity
+    assert (identity.role_in("team"), identity.role_in("other")) == ("write", "")
     accounts.add(database, "root")
     admissions.link(database, "root", "https://login.example", "1")
     admissions.remove(database, rule)
-    assert admissions.admit(database, who, ()) == "root"
+    assert admissions.admit(database, id_token, ()) == "root"
     assert accounts.roles(database, "ada") == {"ada": "admin"}
     sessions.end(database, session)
     assert (sessions.session_identity(database, session), access_tokens.list_tokens(database)) == (None, [])
@@ -125,19 +125,19 @@ def test_who_is_no_longer_admitted_loses_the_tokens_made_meanwhile_and_who_is_di
     database: HubDatabase,
 ) -> None:
     rule = admissions.add(database, "https://login.example", {"groups": "ml"}, namespace="team", role="write")
-    who = IdToken("https://login.example", {"sub": "1", "preferred_username": "ada", "groups": ["ml"]}, "", 0.0)
-    admissions.admit(database, who, ())
+    id_token = IdToken("https://login.example", {"sub": "1", "preferred_username": "ada", "groups": ["ml"]}, "", 0.0)
+    admissions.admit(database, id_token, ())
     session = access_tokens.identify_by_id(database, access_tokens.issue(database, "ada", "admin", kind="browser")[1])
     secret, _ = own_tokens.create_token(database, session, own_tokens.TokenOptions("laptop", "write", ("team",)))
     accounts.set_disabled(database, "ada", disabled=True)
     assert access_tokens.identify(database, secret) is None
     with pytest.raises(RefusedError, match="this account was disabled"):
-        admissions.admit(database, who, ())
+        admissions.admit(database, id_token, ())
     accounts.set_disabled(database, "ada", disabled=False)
     assert access_tokens.identify(database, secret)
     admissions.remove(database, rule)
     with pytest.raises(RefusedError, match="no rule of this hub admits you"):
-        admissions.admit(database, who, ())
+        admissions.admit(database, id_token, ())
     assert access_tokens.identify(database, secret) is None
 
 
@@ -162,8 +162,8 @@ def test_statements_are_in_words_that_both_databases_know() -> None:
 def test_statements_name_their_columns_so_that_a_process_can_go_on_while_a_newer_one_adds_some() -> None:
     insert = re.compile(r"INSERT INTO (\w+) (?!\()")
     folder = Path(module.__file__).parent
-    found = {f"{path.name}: {match[0]}" for path in folder.rglob("*.py") for match in insert.finditer(path.read_text())}
-    assert found == set()
+    violations = {f"{path.name}: {match[0]}" for path in folder.rglob("*.py") for match in insert.finditer(path.read_text())}
+    assert violations == set()
 
 
 def columns_at(version: int) -> dict[str, dict[str, str]]:

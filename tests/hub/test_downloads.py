@@ -81,11 +81,11 @@ def test_a_client_of_lfs_and_our_own_command_line_count(team: Running, run: Run,
         raw = registry.store.read_document(registry.row(Ref("team/sql", number=2)).digest)
     layers = oci_manifest.parse(raw, "team/sql").layers
     weights = next(layer for layer in layers if layer.path == WEIGHTS)
-    wanted: dict[str, Any] = {
+    batch_request: dict[str, Any] = {
         "operation": "download",
         "objects": [{"oid": weights.digest.removeprefix("sha256:"), "size": weights.size}],
     }
-    batch = requests.post(f"{team.url}/team/sql.git/info/lfs/objects/batch", json=wanted, timeout=20).json()
+    batch = requests.post(f"{team.url}/team/sql.git/info/lfs/objects/batch", json=batch_request, timeout=20).json()
     requests.get(batch["objects"][0]["actions"]["download"]["href"], timeout=20).raise_for_status()
     assert (2, "hf", 1) in counts(team)
 
@@ -125,8 +125,8 @@ def test_of_years_before_the_last_the_sum_is_kept(hub: Running, monkeypatch: pyt
         for _ in range(2):
             counted.compact()
         assert downloads.downloads_by_version(database, "team/sql") == before
-        kept = downloads.download_counts(database, "team/sql", 1000)
-        assert [(row.number, row.day, row.count) for row in kept[-8:]] == [
+        counts = downloads.download_counts(database, "team/sql", 1000)
+        assert [(row.number, row.day, row.count) for row in counts[-8:]] == [
             (number, day, 36) for day in ("2024-01-01", "2023-01-01") for number in (2, 1) for _ in range(2)
         ]
-        assert len(kept) == 8 + 2 * 2 * 24
+        assert len(counts) == 8 + 2 * 2 * 24

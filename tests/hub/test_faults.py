@@ -129,7 +129,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Callable[[int], object]]:
     if sys.platform != "linux" or not shutil.which("mount") or mount("-o", f"size={size}m"):
         missing("a file system that only root may mount")
     try:
-        yield lambda more: subprocess.run(["mount", "-o", f"remount,size={more}m", str(folder)], check=True)
+        yield lambda size_mib: subprocess.run(["mount", "-o", f"remount,size={size_mib}m", str(folder)], check=True)
     finally:
         gc.collect()  # the registries of the hub's threads
         subprocess.run(["umount", str(folder)], check=True)
@@ -153,15 +153,15 @@ def test_a_full_disk_is_told_in_words_and_leaves_nothing_half_written(tmp_path: 
                 assert str(tmp_path) not in answer.data.decode()
             assert [path for path in tmp.iterdir() if path.stat().st_size > 0 and path.suffix != ".xorb"] == []
             # What is left of the disk gets smaller and smaller, so that each step of a commit is the one that fails.
-            done = []
+            successes = []
             for step, folder in enumerate(folders[1:]):
                 free = shutil.disk_usage(tmp_path / "disk").free
                 with open(filler, "ab") as file, contextlib.suppress(OSError):
                     file.write(b"x" * max(0, free - (64 - 10 * step) * 4096))
                 answer = client.push("team/sql", folder)
                 assert answer.status in (200, 507), answer.data
-                done.append(answer.status == 200)
-            assert not all(done)
+                successes.append(answer.status == 200)
+            assert not all(successes)
             filler.unlink()
             grow(64)
             for folder in folders:
@@ -176,10 +176,10 @@ def test_a_hub_whose_folder_was_away_goes_on_when_it_is_back(hub: Running, tmp_p
     client, first, second = Sending(hub.url, hub.token), write_adapter(tmp_path / "1", 1), write_adapter(tmp_path / "2", 2)
     assert client.push("team/sql", first).status == 200
     hub.folder.rename(tmp_path / "away")
-    pushed, got = client.push("team/sql", second), client.ask("GET", f"/team/sql/resolve/main/{WEIGHTS}")
+    pushed, download = client.push("team/sql", second), client.ask("GET", f"/team/sql/resolve/main/{WEIGHTS}")
     assert (pushed.status, client.ask("GET", "/ready").status) == (507, 503)
-    assert got.status in (500, 507)  # by what the hub still remembers
-    assert str(tmp_path) not in (pushed.data + got.data).decode()
+    assert download.status in (500, 507)  # by what the hub still remembers
+    assert str(tmp_path) not in (pushed.data + download.data).decode()
     assert not hub.folder.exists()
     (tmp_path / "away").rename(hub.folder)
     assert client.push("team/sql", second).status == 200

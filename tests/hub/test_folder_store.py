@@ -42,11 +42,11 @@ def test_a_blob_that_is_found_at_the_moment_it_gets_its_name_stays(
     stores: tuple[FolderStore, FolderStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time was read after that, so that the renewed one was taken for that of the change."""
-    store, other = stores
+    store, other_store = stores
 
     def move(path: Path, final: Path) -> None:
         StoreFiles.move(store.files, path, final)
-        assert other.retain_if_present(f"sha256:{final.name}", len(DATA))
+        assert other_store.retain_if_present(f"sha256:{final.name}", len(DATA))
 
     monkeypatch.setattr(store.files, "move", move)
     (digest,) = blobs = store_in_a_change(store)
@@ -66,19 +66,22 @@ def test_the_time_of_a_new_blob_is_not_one_that_a_coarse_clock_renews_it_with(
 
 
 def test_a_blob_that_two_changes_store_at_once_stays_for_the_other(stores: tuple[FolderStore, FolderStore]) -> None:
-    store, other = stores
+    store, other_store = stores
     (digest,) = blobs = store_in_a_change(store)
-    with collecting_new_blobs(), other.files.temporary() as (path, file):  # it had looked before the first one had stored it
+    with (
+        collecting_new_blobs(),
+        other_store.files.temporary() as (path, file),
+    ):  # it had looked before the first one had stored it
         file.write(DATA)
-        other.commit_blob(path, file, digest)
+        other_store.commit_blob(path, file, digest)
     assert store.take_back(blobs) == []
     assert store.has_blob(digest, len(DATA))
 
 
 def test_a_blob_that_the_lease_of_another_process_lists_stays(stores: tuple[FolderStore, FolderStore]) -> None:
-    store, other = stores
+    store, other_store = stores
     (digest,) = blobs = store_in_a_change(store)
-    with other.lease("push") as lease:
+    with other_store.lease("push") as lease:
         lease.note(digest)
         assert store.take_back(blobs) == []
     assert store.has_blob(digest, len(DATA))
@@ -98,7 +101,7 @@ def collect_garbage(folder: Path) -> None:
 def test_a_blob_that_a_killed_process_had_set_aside_is_restored(
     stores: tuple[FolderStore, FolderStore], monkeypatch: pytest.MonkeyPatch, restore: Callable[[Path], None]
 ) -> None:
-    store, other = stores
+    store, other_store = stores
     (digest,) = blobs = store_in_a_change(store)
     move = store.files.move
 
@@ -109,6 +112,6 @@ def test_a_blob_that_a_killed_process_had_set_aside_is_restored(
     monkeypatch.setattr(store.files, "move", move_and_die)
     with pytest.raises(KeyboardInterrupt):
         store.take_back(blobs)
-    assert not other.has_blob(digest, len(DATA))
+    assert not other_store.has_blob(digest, len(DATA))
     restore(store.root.parent)
-    assert other.has_blob(digest, len(DATA))
+    assert other_store.has_blob(digest, len(DATA))

@@ -24,8 +24,8 @@ from adapterhub.registry.registry import Registry
 from tests.hub.conftest import serving
 
 
-def collection(every: float, *words: str) -> GarbageCollection:
-    return GarbageCollection(every, (sys.executable, *words), dict(os.environ))
+def collection(period: float, *words: str) -> GarbageCollection:
+    return GarbageCollection(period, (sys.executable, *words), dict(os.environ))
 
 
 def run_for_a_while(settings: GarbageCollection, folder: Path, *jobs: Jobs, until: Callable[[], bool]) -> None:
@@ -83,8 +83,8 @@ def test_a_period_later_it_is_run_again_whatever_became_of_it(tmp_path: Path, ca
     program = "import sys; open('runs', 'a').write('x'); print('a\\x1b[31m line', file=sys.stderr); sys.exit(4)"
     runs = tmp_path / "runs"
     with closing(HubDatabase(tmp_path)) as database:
-        many = lambda: runs.exists() and len(runs.read_text()) > 1  # noqa: E731
-        run_for_a_while(collection(0.05, "-c", program), tmp_path, Jobs(database), until=many)
+        has_run_again = lambda: runs.exists() and len(runs.read_text()) > 1  # noqa: E731
+        run_for_a_while(collection(0.05, "-c", program), tmp_path, Jobs(database), until=has_run_again)
         missing = replace(collection(0.05), command=(str(tmp_path / "no-such-program"),))
         run_for_a_while(missing, tmp_path, Jobs(database), until=lambda: "no garbage is collected" in caplog.text)
     assert "a garbage collection ended with 4: a" in caplog.text

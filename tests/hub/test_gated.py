@@ -121,7 +121,7 @@ def requests_of_all_routes() -> list[tuple[str, str]]:
 
 def routes_to_the_secret(tenant: Tenant) -> set[str]:
     """The requests whose answer has the secret, or an address of it."""
-    found = set()
+    routes = set()
     with requests.Session() as session:
         session.headers = {"authorization": f"Bearer {tenant.token}"}
         for method, path in requests_of_all_routes():
@@ -129,8 +129,8 @@ def routes_to_the_secret(tenant: Tenant) -> set[str]:
             answer = session.request(method, tenant.hub.url + path, json=body, allow_redirects=False, timeout=60)
             assert answer.status_code != 429, path
             if SECRET in answer.content or '"href"' in answer.text:
-                found.add(f"{method} {path}")
-    return found
+                routes.add(f"{method} {path}")
+    return routes
 
 
 @pytest.fixture(autouse=True)
@@ -145,8 +145,8 @@ def test_no_route_hands_out_a_file_before_access_is_given(
     assert routes_to_the_secret(stranger) == set()
     give(team)
     # The secret would have been seen: it is now.
-    found = routes_to_the_secret(reader)
-    assert found == {
+    routes = routes_to_the_secret(reader)
+    assert routes == {
         "GET /team/sql/resolve/main/training.txt",
         "GET /team/sql/raw/main/training.txt",
         f"GET /v2/team/sql/blobs/sha256:{SHA}",
@@ -156,7 +156,7 @@ def test_no_route_hands_out_a_file_before_access_is_given(
         "POST /team/sql.git/info/lfs/objects/batch",
     }
     # Each of them is a row of the log of reads, but for the one that only leads to the file.
-    for route in found - {"POST /team/sql.git/info/lfs/objects/batch"}:
+    for route in routes - {"POST /team/sql.git/info/lfs/objects/batch"}:
         with closing(open_database(team.settings)) as database:
             monkeypatch.setattr(read_log, "_FRESH", 0.0)
             database.execute("DELETE FROM reads")
@@ -239,8 +239,8 @@ def test_access_is_asked_for_given_and_taken_away(team: Running, owner: Tenant, 
 
 def test_a_gate_that_is_automatic_opens_for_who_accepts_the_terms(owner: Tenant, reader: Tenant, stranger: Tenant) -> None:
     owner.request("PUT", f"{MODEL}/settings", json={"gated": "auto"}).raise_for_status()
-    shown = reader.get(f"{API}/gate").json()
-    assert (shown["mode"], shown["terms"], shown["request"], shown["may_read"]) == ("auto", "Use it for good.", None, False)
+    gate = reader.get(f"{API}/gate").json()
+    assert (gate["mode"], gate["terms"], gate["request"], gate["may_read"]) == ("auto", "Use it for good.", None, False)
     assert stranger.post(f"{MODEL}/ask-access").status_code == 401
     assert reader.post(f"{MODEL}/ask-access").json() == {"status": "accepted"}
     assert reader.get("/team/sql/resolve/main/training.txt").content == NEWER
@@ -266,7 +266,7 @@ def test_only_admins_of_the_namespace_decide(
 ) -> None:
     reader.post(f"{MODEL}/ask-access")
     writer = Tenant(team, "team", "write")
-    assert [who.request(method, path, json=body).status_code for who in (reader, writer, stranger)] == [403, 403, 401]
+    assert [tenant.request(method, path, json=body).status_code for tenant in (reader, writer, stranger)] == [403, 403, 401]
     assert reader.get("/team/sql/resolve/main/training.txt").status_code == 403
 
 
@@ -338,8 +338,8 @@ def test_results_that_a_proposal_declares_are_shown_to_who_may_read_it(team: Run
 
 def test_an_alias_has_the_gate_of_its_repository_and_no_other(owner: Tenant, reader: Tenant) -> None:
     alias = "/api/models/team/sql.v1"
-    shown = reader.get(f"{API}.v1/gate").json()
-    assert (shown["mode"], shown["may_read"]) == ("manual", False)
+    gate = reader.get(f"{API}.v1/gate").json()
+    assert (gate["mode"], gate["may_read"]) == ("manual", False)
     assert reader.post(f"{alias}/ask-access").json() == {"status": "pending"}
     assert [entry["user"]["user"] for entry in owner.get(f"{REQUESTS}/pending").json()] == ["ada"]
     for path in (f"{alias}/settings", f"{API}.v1/gate"):
@@ -376,8 +376,8 @@ def test_access_that_is_given_unasked_is_bounded_and_no_burden_of_the_account(
     database: HubDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An admin of any namespace used up what an account may ask for, and their rows had no bound."""
-    for limit, most in (("MAX_UNASKED", 3), ("MAX_REQUESTS", 1)):
-        monkeypatch.setattr(gates, limit, most)
+    for limit, limit_value in (("MAX_UNASKED", 3), ("MAX_REQUESTS", 1)):
+        monkeypatch.setattr(gates, limit, limit_value)
     for account in ("ada", "ben"):
         accounts.add(database, account)
     names = [f"spam/n{number}" for number in range(3)]
@@ -419,16 +419,16 @@ def test_a_renamed_name_is_gated_at_every_moment(
     team: Running, owner: Tenant, reader: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give(team)
-    seen = []
+    gate_states = []
     finish = renames._finish_rename
 
     def look(worker: Any, old: str, new: str) -> None:
-        seen.extend((gates.find_gate(worker.database, new), gates.access_status(worker.database, new, "ada")))
+        gate_states.extend((gates.find_gate(worker.database, new), gates.access_status(worker.database, new, "ada")))
         finish(worker, old, new)
 
     monkeypatch.setattr(renames, "_finish_rename", look)
     owner.post("/api/repos/move", json={"fromRepo": "team/sql", "toRepo": "team/new"}).raise_for_status()
-    assert seen == [Gate("manual", "Use it for good."), gates.ACCEPTED]
+    assert gate_states == [Gate("manual", "Use it for good."), gates.ACCEPTED]
     assert reader.get("/team/new/resolve/main/training.txt").status_code == 200
     with closing(open_database(team.settings)) as database:
         assert gates.gated_names(database) == ("team/new",)

@@ -43,17 +43,17 @@ class Statements:
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
     """Listen to the databases; what is remembered for seconds is remembered for the whole test."""
-    found = Statements([])
+    recorded_statements = Statements([])
     monkeypatch.setattr(access_control, "_TTL", 3600.0)
     for kind in (Index, HubDatabase):
-        monkeypatch.setattr(kind, "select", _listening(kind.select, found))
-    return found
+        monkeypatch.setattr(kind, "select", _listening(kind.select, recorded_statements))
+    return recorded_statements
 
 
-def _listening(select: Callable[..., Any], found: Statements) -> Callable[..., Any]:
-    def listening(self: Any, sql: str, *values: object, **more: Any) -> Any:
-        found.run.append(sql)
-        return select(self, sql, *values, **more)
+def _listening(select: Callable[..., Any], statements: Statements) -> Callable[..., Any]:
+    def listening(self: Any, sql: str, *values: object, **options: Any) -> Any:
+        statements.run.append(sql)
+        return select(self, sql, *values, **options)
 
     return listening
 
@@ -136,11 +136,11 @@ def tenants(statements: Statements, tmp_path: Path, adapter: Callable[..., Path]
 def test_a_name_that_one_may_not_see_is_looked_up_as_one_that_is_not_there(
     tenants: Tenants, statements: Statements, method: str, path: str
 ) -> None:
-    def asked(name: str) -> tuple[Any, list[str]]:
+    def look_up(name: str) -> tuple[Any, list[str]]:
         (status, text), run = statements.about(lambda: tenants.ask(method, path.format(name)))
         return (status, text.replace(name, ABSENT)), run
 
-    _same(lambda: (asked(THERE), asked(ABSENT)))
+    _same(lambda: (look_up(THERE), look_up(ABSENT)))
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_a_name_that_one_may_not_see_is_looked_up_as_one_that_is_not_there(
 def test_a_blob_of_others_is_looked_up_as_one_that_is_not_there(
     tenants: Tenants, statements: Statements, method: str, path: str
 ) -> None:
-    def asked(digest: str) -> tuple[Any, list[str]]:
+    def look_up(digest: str) -> tuple[Any, list[str]]:
         expected = digest if path == LFS else ""
         (status, text), run = statements.about(lambda: tenants.ask(method, path.format(digest), expected))
         return (status, text.replace(digest.removeprefix("sha256:"), "")), run
 
-    _same(lambda: (asked(tenants.foreign), asked(RANDOM)))
+    _same(lambda: (look_up(tenants.foreign), look_up(RANDOM)))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +201,6 @@ def _same(ask: Callable[[], tuple[Any, Any]]) -> None:
     turns = [ask() for _ in range(2)]
     while turns[-1][0] != turns[-1][1] and len(turns) < 6:
         turns.append(ask())
-    there, absent = turns[-1]
-    assert there == absent
+    existing, absent = turns[-1]
+    assert existing == absent
     assert absent[0][0] in (200, 202, 404)

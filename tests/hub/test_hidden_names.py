@@ -42,13 +42,13 @@ def hidden(hub: Hub, identity: Identity | None = None) -> set[str]:
 def test_what_another_process_makes_private_or_public_or_removes_is_followed_at_once(hub: Hub) -> None:
     assert hidden(hub) == set()
     with Registry.open(hub.settings.registry) as registry:
-        others = Repositories(registry)
-        set_private(others, "team/secret", private=True)
+        other_repositories = Repositories(registry)
+        set_private(other_repositories, "team/secret", private=True)
         assert (hidden(hub), hidden(hub, MEMBER)) == ({"team/secret"}, set())
-        set_private(others, "team/secret", private=False)
-        set_private(others, "team/plans", private=True)
+        set_private(other_repositories, "team/secret", private=False)
+        set_private(other_repositories, "team/plans", private=True)
         assert hidden(hub) == {"team/plans"}
-        others.remove("team/plans")
+        other_repositories.remove("team/plans")
         assert hidden(hub) == set()
 
 

@@ -23,24 +23,24 @@ from tests.hub.sending import Sending
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[HubDatabase]:
     """An empty database."""
-    with closing(HubDatabase(tmp_path)) as found:
-        yield found
+    with closing(HubDatabase(tmp_path)) as opened:
+        yield opened
 
 
 def test_a_job_is_done_by_one_process_after_the_other(database: HubDatabase) -> None:
-    done: list[str] = []
+    log: list[str] = []
 
-    async def do(jobs: Jobs, name: str) -> None:
+    async def work(jobs: Jobs, name: str) -> None:
         async with jobs.claim("convert"):
-            done.append(f"{name} begins")
+            log.append(f"{name} begins")
             await asyncio.sleep(0)
-            done.append(f"{name} ends")
+            log.append(f"{name} ends")
 
-    async def both() -> None:
-        await asyncio.gather(do(Jobs(database), "one"), do(Jobs(database), "other"))
+    async def run_both() -> None:
+        await asyncio.gather(work(Jobs(database), "one"), work(Jobs(database), "other"))
 
-    asyncio.run(both())
-    assert done in [[f"{name} {verb}" for name in names for verb in ("begins", "ends")] for names in _ORDERS]
+    asyncio.run(run_both())
+    assert log in [[f"{name} {verb}" for name in names for verb in ("begins", "ends")] for names in _ORDERS]
     assert database.select("SELECT * FROM jobs") == []
 
 
@@ -61,18 +61,18 @@ def test_the_job_of_a_process_that_was_killed_is_done_by_another_once_its_lease_
 
 def check_made_once(hubs: Sequence[Running], adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Assert that of two processes which are asked for one form at once, one makes it, and both have it."""
-    asked: list[ConvertedVersions] = []
-    made: list[ConvertedVersions] = []
+    callers: list[ConvertedVersions] = []
+    makers: list[ConvertedVersions] = []
     all_asked, converted, make = threading.Event(), ConvertedVersions._convert, ConvertedVersions.make
 
     async def asking(self: ConvertedVersions, *words: Any) -> None:
-        asked.append(self)
-        if len(asked) == len(hubs):
+        callers.append(self)
+        if len(callers) == len(hubs):
             all_asked.set()
         await make(self, *words)
 
     def converting(self: ConvertedVersions, *words: Any) -> Any:
-        made.append(self)
+        makers.append(self)
         assert all_asked.wait(60)
         return converted(self, *words)
 
@@ -83,11 +83,11 @@ def check_made_once(hubs: Sequence[Running], adapter: Path, monkeypatch: pytest.
     with ThreadPoolExecutor(len(hubs)) as pool:
         answers = [*pool.map(lambda hub: Sending(hub.url, hubs[0].token).ask("GET", path), hubs)]
     assert {(answer.status, answer.data) for answer in answers} == {(200, answers[0].data)}
-    assert len(made) == 1
+    assert len(makers) == 1
 
 
 def test_two_processes_over_one_folder_make_a_form_once(
     tmp_path: Path, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(tmp_path / "hub") as server, serving(tmp_path / "hub") as other:
-        check_made_once([server, other], adapter(1), monkeypatch)
+    with serving(tmp_path / "hub") as server, serving(tmp_path / "hub") as other_server:
+        check_made_once([server, other_server], adapter(1), monkeypatch)

@@ -41,8 +41,8 @@ def test_a_window_ends() -> None:
     assert windows.count("b", 0) == windows.count("b", 0)  # a look counts nothing
     assert (windows.count("b", 7).over, windows.count("b", 0).over) == (False, True)
     now = 10.0
-    found = windows.count("a")
-    assert (found.over, found.remaining, found.seconds) == (False, 1, 10)
+    window = windows.count("a")
+    assert (window.over, window.remaining, window.seconds) == (False, 1, 10)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_a_rate_is_limited_in_the_headers_that_hf_reads(limited: Running) -> Non
 
     answers = [get(limited, "/api/models") for _ in range(4)]
     assert [answer.status for answer in answers] == [200, 200, 200, 429]
-    found = parse_ratelimit_headers(answers[-1].headers)
-    assert found
-    assert (found.resource_type, found.remaining, found.limit, found.window_seconds) == ("api", 0, 3, 60)
+    rate_limit = parse_ratelimit_headers(answers[-1].headers)
+    assert rate_limit
+    assert (rate_limit.resource_type, rate_limit.remaining, rate_limit.limit, rate_limit.window_seconds) == ("api", 0, 3, 60)
     assert int(answers[-1].headers["retry-after"]) <= 60
     assert get(limited, "/health").status == 200
     assert get(limited, "/api/models", limited.token).status == 200  # a token has a window of its own
@@ -81,7 +81,7 @@ def test_bad_tokens_are_throttled_and_a_good_one_is_not(hub: Running) -> None:
 
 def recorded(hub: Running) -> list[tuple[str, str, str]]:
     with closing(HubDatabase(hub.folder)) as database:
-        return [(one.account, one.action, one.name) for one in reversed(audit_log.events(database))]
+        return [(event.account, event.action, event.name) for event in reversed(audit_log.events(database))]
 
 
 def test_every_change_is_recorded_and_reading_is_not(hub: Running, hf: Any, adapter: Callable[..., Path]) -> None:

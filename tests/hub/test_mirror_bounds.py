@@ -24,7 +24,7 @@ from adapterhub.remotes.hub import hub_versions
 from adapterhub.remotes.hub.hub_client import Bounds
 from adapterhub_converters.containers import gguf_output, gguf_types
 from tests.hub.conftest import Running, serving
-from tests.hub.mirrors import NAME, _create, asked, files_of, mirroring, put, refused, sha, versions
+from tests.hub.mirrors import NAME, _create, files_of, mirroring, push_upstream, refused, request_count, sha, versions
 from tests.hub.sending import WEIGHTS, Sending
 from tests.support.hub_models import publish
 from tests.support.hub_server import Hub
@@ -78,35 +78,35 @@ def _members_only(hub: Running, sending: Sending, folder: Path) -> None:
 def test_no_name_of_a_namespace_of_this_hub_is_told_to_the_upstream(
     tmp_path: Path, adapter: Make, upstream: Hub, take: Callable[[Running, Sending, Path], None]
 ) -> None:
-    put(upstream, adapter(2))
-    put(upstream, adapter(2), "other/sql")
+    push_upstream(upstream, adapter(2))
+    push_upstream(upstream, adapter(2), "other/sql")
     with mirroring(tmp_path, upstream.url, age=FRESH) as (hub, sending):
         take(hub, sending, adapter(1))
         for path in (f"/api/models/{NAME}", f"/{NAME}/resolve/main/{WEIGHTS}", f"/api/models/{NAME}/revision/{'f' * 40}"):
             refused(sending.ask("GET", path, token=hub.token))
         assert sending.ask("GET", f"/v2/{NAME}/manifests/latest", token=hub.token).status == 404
-        assert asked(upstream) == 0
+        assert request_count(upstream) == 0
         assert sending.ask("GET", "/api/models/other/sql").status == 200
 
 
 def test_only_who_may_read_a_namespace_has_something_fetched_into_it(tmp_path: Path, adapter: Make, upstream: Hub) -> None:
-    put(upstream, adapter(1))
+    push_upstream(upstream, adapter(1))
     with mirroring(tmp_path, upstream.url) as (hub, sending):
         with closing(open_database(hub.settings)) as database:
             accounts.set_namespace(database, Namespace("org", readers=READERS[1]))
         refused(sending.ask("GET", f"/api/models/{NAME}"))
-        assert asked(upstream) == 0
+        assert request_count(upstream) == 0
         assert sending.ask("GET", f"/api/models/{NAME}", token=hub.token).status == 200
         refused(sending.ask("GET", f"/api/models/{NAME}"))
 
 
 def test_no_token_is_sent_so_that_what_is_private_there_stays_there(tmp_path: Path, adapter: Make) -> None:
     with Hub(token="hf_secret") as upstream:
-        put(upstream, adapter(1))
+        push_upstream(upstream, adapter(1))
         upstream.repos[NAME].private = True
         with mirroring(tmp_path, upstream.url) as (hub, sending):
             refused(sending.ask("GET", f"/api/models/{NAME}", token=hub.token))
-            put(upstream, adapter(1), "org/gated")
+            push_upstream(upstream, adapter(1), "org/gated")
             upstream.repos["org/gated"].gated = True
             assert "gated" in refused(sending.ask("GET", "/api/models/org/gated", token=hub.token))
         assert not any("authorization" in headers for _, _, headers in upstream.requests)
@@ -116,11 +116,11 @@ def test_what_is_not_there_is_asked_for_once_in_a_while(tmp_path: Path, upstream
     with mirroring(tmp_path, upstream.url) as (_, sending):
         for _ in range(3):
             assert refused(sending.ask("GET", f"/api/models/{NAME}")) == f"{NAME}: no such repository"
-        assert asked(upstream) == 1
+        assert request_count(upstream) == 1
         for name in ("Org/SQL", "org/a--b", "org/sub/sql"):
             assert sending.ask("GET", f"/api/models/{name}").status in (404, 501)
             assert sending.ask("GET", f"/v2/{name}/manifests/latest").status in (401, 404)
-        assert asked(upstream) == 1
+        assert request_count(upstream) == 1
 
 
 def test_an_address_that_asks_for_too_many_names_has_to_wait(tmp_path: Path, upstream: Hub, monkeypatch: Any) -> None:
@@ -130,7 +130,7 @@ def test_an_address_that_asks_for_too_many_names_has_to_wait(tmp_path: Path, ups
         assert statuses == [404, 404, 404, 429, 429]
         answer = sending.ask("GET", "/v2/org/name9/manifests/latest")
         assert (answer.status, answer.json()["errors"][0]["code"]) == (429, "TOOMANYREQUESTS")
-        assert asked(upstream) == 3
+        assert request_count(upstream) == 3
 
 
 def test_strangers_have_a_bounded_number_of_bytes_fetched_in_a_day(
@@ -139,7 +139,7 @@ def test_strangers_have_a_bounded_number_of_bytes_fetched_in_a_day(
     """Each address could have 100 names of up to 20 GB each fetched in five minutes."""
     monkeypatch.setattr(mirror, "_MAX_FOR_STRANGERS", 1)
     for name in (NAME, "org/more", "org/most"):
-        put(upstream, adapter(len(name)), name)
+        push_upstream(upstream, adapter(len(name)), name)
     with mirroring(tmp_path, upstream.url) as (running, sending):
         assert sha(sending)
         answer = sending.ask("GET", "/api/models/org/more")
@@ -170,13 +170,13 @@ def test_a_whole_model_is_refused_by_name_before_its_weights_move(
 ) -> None:
     publish(upstream, NAME, files)
     with mirroring(tmp_path, upstream.url) as (hub, sending):
-        said = refused(sending.ask("GET", f"/api/models/{NAME}"))
-        assert said.startswith(f"{NAME} is not mirrored: hub+{upstream.url}/{NAME}"), said
-        count = asked(upstream)
-        assert refused(sending.ask("GET", f"/api/models/{NAME}")) == said
+        message = refused(sending.ask("GET", f"/api/models/{NAME}"))
+        assert message.startswith(f"{NAME} is not mirrored: hub+{upstream.url}/{NAME}"), message
+        count = request_count(upstream)
+        assert refused(sending.ask("GET", f"/api/models/{NAME}")) == message
         answer = sending.ask("GET", f"/v2/{NAME}/manifests/latest")
         assert (answer.status, answer.json()["errors"][0]["code"]) == (404, "NAME_UNKNOWN")
-        assert asked(upstream) == count
+        assert request_count(upstream) == count
         assert not versions(hub)
         assert not [path for _, path, _ in upstream.requests if path.endswith("safetensors")]
 
@@ -196,13 +196,13 @@ def test_not_every_header_of_a_repository_of_models_is_fetched(tmp_path: Path, u
     publish(upstream, NAME, {f"{n:02}.gguf": MODEL + bytes([n]) for n in range(50)})
     with mirroring(tmp_path, upstream.url) as (_, sending):
         assert "is a whole model" in refused(sending.ask("GET", f"/api/models/{NAME}"))
-        assert asked(upstream) < 40
+        assert request_count(upstream) < 40
 
 
 def test_a_file_over_the_limit_and_an_adapter_against_the_policy_are_refused(
     tmp_path: Path, adapter: Make, upstream: Hub
 ) -> None:
-    put(upstream, adapter(1))
+    push_upstream(upstream, adapter(1))
     with mirroring(tmp_path / "small", upstream.url, max_file=1000) as (hub, sending):
         assert "a file may have at most 1,000 bytes here" in refused(sending.ask("GET", f"/api/models/{NAME}"))
     with mirroring(tmp_path / "full", upstream.url) as (hub, sending):
@@ -220,15 +220,15 @@ def test_a_repository_is_bounded_as_a_whole_before_its_files_move(
     files = {**files_of(adapter(1)), "notes.txt": b"x" * 600, "more.txt": b"x" * 601}
     size = sum(map(len, files.values()))
     publish(upstream, NAME, files)
-    of = replace(Upstream(f"hub+{upstream.url}/", upstream.url), max_bytes=size - 1)
-    said: list[tuple[str, object, str, object]] = [
+    bounded_upstream = replace(Upstream(f"hub+{upstream.url}/", upstream.url), max_bytes=size - 1)
+    bounds: list[tuple[str, object, str, object]] = [
         (f"has {size:,} bytes, and a repository may have at most {size - 1:,} here", mirror, "_ABSENT_TTL", 300.0),
         (f"{len(files)} files are over the limit of 3", hub_versions, "MAX_FILES", 3),
         ("larger than the limit of", mirror, "_BOUNDS", Bounds(plain=1000)),
         ("larger than the limit of 200 bytes", mirror, "_BOUNDS", Bounds(listing=200)),
     ]
-    for number, (words, module, name, value) in enumerate(said):
-        with monkeypatch.context() as patch, serving(tmp_path / str(number), mirror=of) as hub:
+    for number, (words, module, name, value) in enumerate(bounds):
+        with monkeypatch.context() as patch, serving(tmp_path / str(number), mirror=bounded_upstream) as hub:
             patch.setattr(module, name, value)
             assert words in refused(Sending(hub.url).ask("GET", f"/api/models/{NAME}"))
             assert not versions(hub)
@@ -236,7 +236,7 @@ def test_a_repository_is_bounded_as_a_whole_before_its_files_move(
 
 
 def test_other_bytes_than_the_upstream_listed_are_refused_and_not_kept(tmp_path: Path, adapter: Make, upstream: Hub) -> None:
-    put(upstream, adapter(1))
+    push_upstream(upstream, adapter(1))
     true = adapter(1) / WEIGHTS
     lie = true.read_bytes()[:-1] + b"\xff"
     (digest,) = [digest for digest, data in upstream.large.items() if data == true.read_bytes()]
@@ -263,7 +263,7 @@ def test_no_file_of_others_is_read_by_having_the_upstream_name_its_digest(tmp_pa
 
 
 def test_a_bad_commit_there_leaves_what_is_here_with_a_warning(tmp_path: Path, adapter: Make, upstream: Hub) -> None:
-    put(upstream, adapter(1))
+    push_upstream(upstream, adapter(1))
     with mirroring(tmp_path, upstream.url, age=FRESH) as (_, sending):
         first = sha(sending)
         publish(upstream, NAME, {"adapter_config.json": json.dumps({"r": "x"}).encode(), WEIGHTS: bytes(100)})

@@ -12,7 +12,7 @@ from adapterhub.registry import signature_policy
 from adapterhub.registry.repository_records import Repositories
 from tests.conftest import Run
 from tests.hub.conftest import serving
-from tests.hub.mirrors import NAME, files_of, mirroring, put, refused, sha, versions
+from tests.hub.mirrors import NAME, files_of, mirroring, push_upstream, refused, sha, versions
 from tests.support.hub_models import publish
 from tests.support.hub_server import Hub
 
@@ -44,7 +44,7 @@ def test_the_signature_in_a_repository_is_mirrored_and_the_next_commit_too(
     with mirroring(tmp_path / "mirror", upstream.url, age=FRESH) as (hub, sending):
         sha(sending)
         run("verify", f"hub+{hub.url}/{NAME}", "--key", "team.pub")
-        put(upstream, adapter(2))  # which is fetched though something was attached here
+        push_upstream(upstream, adapter(2))  # which is fetched though something was attached here
         sha(sending)
         assert [version.number for version in versions(hub)] == [2, 1]
         assert "is not signed" in run("verify", f"hub+{hub.url}/{NAME}", "--key", "team.pub", code=1).stdout
@@ -87,7 +87,7 @@ def test_a_mirror_with_required_signers_has_what_they_signed_alone(
     tmp_path: Path, run: Run, signed: Path, adapter: Make, upstream: Hub
 ) -> None:
     publish(upstream, NAME, files_of(signed))
-    put(upstream, adapter(2), "org/other")
+    push_upstream(upstream, adapter(2), "org/other")
     policy = Policy("adapterhub.toml", signers=(("org/*", (tmp_path / "team.pub",)),))
     with mirroring(tmp_path / "mirror", upstream.url, policy=policy) as (_, sending):
         sha(sending)

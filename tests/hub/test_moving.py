@@ -90,12 +90,14 @@ def test_words_branches_uploads_pins_and_publishers_follow(hub: Running, hf: Any
         hf.create_branch("team/sql", branch="next")
         hf.move_repo("team/sql", "team/new")
         assert [branch.name for branch in hf.list_repo_refs("team/new").branches] == ["main", "next"]
-        assert [one.scope for one in publishers.list_publishers(database)] == ["team/new"]
+        assert [publisher.scope for publisher in publishers.list_publishers(database)] == ["team/new"]
         assert database.select("SELECT name, digest FROM uploaded") == [("team/new", digest)]
         assert hf.model_info("team/new", revision="a" * 40).sha == "a" * 40
         assert mirror_origin.names(database, "team") == {"team/sql"}  # the upstream has no team/new
         hf.move_repo("team/new", "other/sql")
-        assert [one.scope for one in publishers.list_publishers(database)] == ["team/new"]  # other is not its operator's
+        assert [publisher.scope for publisher in publishers.list_publishers(database)] == [
+            "team/new"
+        ]  # other is not its operator's
 
 
 def test_what_was_withdrawn_stays_so_under_the_new_name_and_each_version_stays_by_who_pushed_it(
@@ -152,15 +154,15 @@ def filled(settings: HubSettings, adapter: Callable[..., Path]) -> HubSettings:
 def move_until(settings: HubSettings, old: str, new: str, steps: int) -> None:
     """Move a repository, and be killed before the write to a log or to a table that has this number."""
     hub = Hub(settings)
-    worker, left = hub.workers.worker(), steps
+    worker, writes_left = hub.workers.worker(), steps
 
     def counted(write: Callable[..., Any]) -> Callable[..., Any]:
-        def counting(*words: Any, **more: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if not left:
+        def counting(*words: Any, **options: Any) -> Any:
+            nonlocal writes_left
+            writes_left -= 1
+            if not writes_left:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return write(*words, **more)
+            return write(*words, **options)
 
         return counting
 
@@ -176,11 +178,11 @@ def forked(*words: Any) -> int:
     return finished([fork(lambda: move_until(*words))])[0]
 
 
-def seen(hub: Hub, *names: str) -> list[tuple[str, list[tuple[int, tuple[str, ...]]]]]:
+def visible_versions(hub: Hub, *names: str) -> list[tuple[str, list[tuple[int, tuple[str, ...]]]]]:
     """Those of some names under which everybody sees versions, with numbers and tags."""
     worker = hub.workers.worker()
-    found = [name for name in names if (of := hub.visible(worker, None, name)) and of.newest]
-    return [(name, [(row.number, row.tags) for row in queries.versions(worker.registry.index, name=name)]) for name in found]
+    visible = [name for name in names if (view := hub.visible(worker, None, name)) and view.newest]
+    return [(name, [(row.number, row.tags) for row in queries.versions(worker.registry.index, name=name)]) for name in visible]
 
 
 def check_every_step(
@@ -196,18 +198,18 @@ def check_every_step(
         old, steps = name, steps + stride
         code = run(settings, old, new, steps)
         with closing(Hub(settings)) as hub:
-            ((name, versions),) = seen(hub, old, new)
+            ((name, versions),) = visible_versions(hub, old, new)
             assert versions == WHOLE
             killed_before, killed_after = killed_before + (name == old), killed_after + (name == new)
             asyncio.run(hub.finish_moves())
-            ((name, versions),) = seen(hub, old, new)
+            ((name, versions),) = visible_versions(hub, old, new)
             assert versions == WHOLE
             worker = hub.workers.worker()
             assert renames.pending_moves(worker) == []
             assert worker.repositories.get(name) == Repository(created="2026-01-01T00:00:00Z")
             assert queries.marks(worker.registry.index, "deprecate", name) == {"1": "Use v2."}
             assert [*withdrawals.reasons(worker.registry.index, name).values()] == ["a leaked key"]
-            assert [one.scope for one in publishers.list_publishers(hub.database)] == [name]
+            assert [publisher.scope for publisher in publishers.list_publishers(hub.database)] == [name]
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -225,7 +227,7 @@ def test_a_move_back_whose_process_is_killed_at_any_step_is_under_one_name(setti
 
 
 def test_what_another_process_changes_just_before_the_old_name_redirects_moves_too(settings: HubSettings) -> None:
-    with closing(Hub(settings)) as hub, closing(Hub(settings)) as other:
+    with closing(Hub(settings)) as hub, closing(Hub(settings)) as other_hub:
         worker = hub.workers.worker()
         change, changes = worker.repositories.change, list[str]()
 
@@ -233,7 +235,7 @@ def test_what_another_process_changes_just_before_the_old_name_redirects_moves_t
             repository = change(name, edit)
             changes.append(name)
             if changes == ["team/new", "team/new"]:  # it begins, and has what the old name had
-                other.workers.worker().repositories.change("team/sql", lambda state: replace(state, private=True))
+                other_hub.workers.worker().repositories.change("team/sql", lambda state: replace(state, private=True))
             return repository
 
         worker.repositories.change = changed_meanwhile  # type: ignore[method-assign, assignment]
@@ -241,7 +243,7 @@ def test_what_another_process_changes_just_before_the_old_name_redirects_moves_t
         renames.finish(worker, "team/sql", "team/new")
         assert changes[-1] == "team/new"
         assert worker.repositories.get("team/new") == Repository(private=True, created="2026-01-01T00:00:00Z")
-        assert seen(hub, "team/sql", "team/new") == []
+        assert visible_versions(hub, "team/sql", "team/new") == []
 
 
 def ask_to_move(hub: Running, old: str, new: str) -> tuple[int, str]:
@@ -258,7 +260,7 @@ def test_a_move_that_is_sent_again_after_its_process_was_killed_ends_and_so_does
     with serving(settings.registry) as hub:
         assert [ask_to_move(hub, "team/sql", "team/new")[0] for _ in range(2)] == [200, 200]
         with closing(Hub(settings)) as opened:
-            assert seen(opened, "team/sql", "team/new") == [("team/new", WHOLE)]
+            assert visible_versions(opened, "team/sql", "team/new") == [("team/new", WHOLE)]
         status, words = ask_to_move(hub, "team/sql", "team/other")
         assert (status, "team/sql: was moved to team/new" in words) == (409, True)
 
@@ -275,7 +277,7 @@ def test_a_name_to_which_a_repository_is_being_moved_is_taken_and_nobody_sees_it
         assert client.ask("POST", "/api/repos/create", {"name": "team/new"}).status == 409
         for path in ("/api/models/team/new", "/v2/team/new/tags/list", "/team/new", "/api/models/team/new.v1"):
             assert client.ask("GET", path).status == 404, path
-        assert [one["id"] for one in client.ask("GET", "/api/models?author=team").json()] == ["team/sql"]
+        assert [model["id"] for model in client.ask("GET", "/api/models?author=team").json()] == ["team/sql"]
         assert client.ask("GET", "/v2/_catalog").json() == {"repositories": ["team/sql"]}
 
 
@@ -290,7 +292,7 @@ def test_a_repository_that_is_removed_before_its_move_goes_on_is_at_neither_name
         worker.registry.rm(Ref("team/sql"))
         worker.repositories.remove("team/sql")
         asyncio.run(hub.finish_moves())
-        assert seen(hub, "team/sql", "team/new") == []
+        assert visible_versions(hub, "team/sql", "team/new") == []
         assert renames.pending_moves(worker) == []
 
 

@@ -23,7 +23,7 @@ def test_everything_in_it_is_described(hub: Running) -> None:
     assert (answer.status, document["openapi"], document["servers"]) == (200, "3.1.0", [{"url": hub.url}])
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            named = [one["name"] for one in operation["parameters"] if one["in"] == "path"]
+            named = [parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "path"]
             assert named == re.findall(r"\{(\w+)\}", path), (method, path)
             assert operation["summary"], (method, path)
             assert all(response["description"] for response in operation["responses"].values())

@@ -115,13 +115,13 @@ def test_metrics_need_a_token_where_reading_does(tmp_path: Path) -> None:
 
 
 def test_a_hub_in_a_database_and_a_bucket_is_asked_for_both(run: Run) -> None:
-    what = "not set, and this is for a hub in a database and a bucket"
+    reason = "not set, and this is for a hub in a database and a bucket"
     for words, env, missing in (
         (("hub", "migrate"), {}, "ADAPTERHUB_DATABASE and ADAPTERHUB_BLOBS"),
         (("hub", "recover"), {"ADAPTERHUB_BLOBS": "s3://x"}, "ADAPTERHUB_DATABASE"),
         (("hub", "gc"), {"ADAPTERHUB_DATABASE": "postgresql://x"}, "ADAPTERHUB_BLOBS"),
     ):
-        assert run(*words, env=env, code=2).stderr == f"error: {missing}: {what}. Set {missing}  [invalid-usage]\n"
+        assert run(*words, env=env, code=2).stderr == f"error: {missing}: {reason}. Set {missing}  [invalid-usage]\n"
 
 
 # ---- log lines
@@ -161,9 +161,9 @@ def test_a_hub_that_is_told_to_stop_finishes_what_has_begun(tmp_path: Path) -> N
         headers = ["Host: localhost", f"Authorization: Bearer {token}", f"Content-Length: {len(body)}"]
         head = "\r\n".join(["POST /api/repos/create HTTP/1.1", *headers, "", ""])
         sent.sendall(head.encode() + body[:5])
-        with socket.create_connection((host, int(port)), timeout=60) as other:  # answered: the first was taken too
-            other.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            assert b"200" in other.recv(100)
+        with socket.create_connection((host, int(port)), timeout=60) as second:  # answered: the first was taken too
+            second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert b"200" in second.recv(100)
         process.send_signal(signal.SIGTERM)
         while True:  # until it takes no more
             try:
@@ -191,10 +191,10 @@ def test_a_restored_hub_is_the_hub(filled: Running, tmp_path: Path, adapter: Cal
         assert after.list() == before.list()
         assert after.log(Ref("team/sql")) == before.log(Ref("team/sql"))
     with serving(tmp_path / "again") as again:
-        found = client(Running(again.url, again.settings, filled.token), tmp_path)  # the token of before
-        assert found.model_info("team/sql").private
-        assert [one.title for one in found.list_repo_commits("team/soon")]
-        found.upload_folder(folder_path=adapter(2), repo_id="team/sql")
+        hub_client = client(Running(again.url, again.settings, filled.token), tmp_path)  # the token of before
+        assert hub_client.model_info("team/sql").private
+        assert [listed_commit.title for listed_commit in hub_client.list_repo_commits("team/soon")]
+        hub_client.upload_folder(folder_path=adapter(2), repo_id="team/sql")
         with again.registry() as registry:
             assert registry.resolve(Ref("team/sql")).number == 2
 
@@ -203,7 +203,7 @@ def test_a_backup_has_the_repositories_of_when_it_began(filled: Running, hf: Any
     """Whoever changes one meanwhile removes the document that the backup names."""
     branches: list[str] = []
 
-    def change(_done: int, _total: int) -> None:
+    def change(_done_count: int, _total: int) -> None:
         branches.append(f"branch-{len(branches)}")
         hf.create_branch("team/soon", branch=branches[-1])
 
@@ -222,9 +222,9 @@ def test_a_backup_is_an_image_layout(filled: Running, tmp_path: Path) -> None:
     import tarfile
 
     backed_up(filled, tmp_path / "hub.tar")
-    with tarfile.open(tmp_path / "hub.tar") as found:
-        names = set(found.getnames())
-        index = json.load(found.extractfile("index.json"))  # type: ignore[arg-type]
+    with tarfile.open(tmp_path / "hub.tar") as archive:
+        names = set(archive.getnames())
+        index = json.load(archive.extractfile("index.json"))  # type: ignore[arg-type]
     assert {f"blobs/sha256/{manifest['digest'][7:]}" for manifest in index["manifests"]} <= names
 
 
@@ -255,8 +255,8 @@ def test_a_backup_writes_only_what_it_is_made_of(filled: Running, tmp_path: Path
     import tarfile
 
     backed_up(filled, tmp_path / "hub.tar")
-    with tarfile.open(tmp_path / "hub.tar", "a") as found:
-        found.addfile(tarfile.TarInfo(name), io.BytesIO())
+    with tarfile.open(tmp_path / "hub.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     with pytest.raises(FormatError):
         backup.restore(tmp_path / "hub.tar", tmp_path / "again")
 
@@ -274,7 +274,7 @@ def test_doctor_finds_what_is_wrong(run: Run, tmp_path: Path) -> None:
     with closing(HubDatabase(folder)) as database:
         database.execute("UPDATE audit SET account = 'eve'")
     document = json.loads(run("hub", "doctor", "--registry", folder, "--json", code=1).stdout)
-    assert {one["name"] for one in document["checks"] if one["state"] == "error"} == {"permissions", "audit"}
+    assert {check["name"] for check in document["checks"] if check["state"] == "error"} == {"permissions", "audit"}
 
 
 def test_doctor_tells_when_a_certificate_ends(run: Run, tmp_path: Path) -> None:

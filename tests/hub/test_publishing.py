@@ -44,8 +44,8 @@ def by_commits(hub: Running, folder: Path) -> str:
 
     hf = client(hub, folder.parent)
     hf.create_repo(NAME)
-    *others, last = sorted(folder.iterdir())
-    for path in others:
+    *earlier_files, last = sorted(folder.iterdir())
+    for path in earlier_files:
         hf.upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=NAME)
     with pytest.raises(HfHubHTTPError) as caught:
         hf.upload_file(path_or_fileobj=last, path_in_repo=last.name, repo_id=NAME)
@@ -67,17 +67,17 @@ def by_branch(hub: Running, folder: Path) -> str:
 
 def by_oras(hub: Running, folder: Path) -> str:
     """Put a manifest of the files as `oras push` makes it."""
-    return _put(hub, lambda registry: sent(registry, folder))
+    return _put_manifest(hub, lambda registry: sent(registry, folder))
 
 
 def by_push(hub: Running, folder: Path) -> str:
     """Put the manifest that `adapterhub push` makes."""
-    return _put(hub, lambda registry: whole(registry, folder).raw)
+    return _put_manifest(hub, lambda registry: whole(registry, folder).raw)
 
 
-def _put(hub: Running, made: Callable[[Registry], Any]) -> str:
+def _put_manifest(hub: Running, make_manifest: Callable[[Registry], Any]) -> str:
     registry = Registry(hub.url, hub.token, NAME)
-    answer = registry.put(made(registry), "prod")
+    answer = registry.put(make_manifest(registry), "prod")
     assert (answer.status, answer.code) == (400, "MANIFEST_INVALID"), answer.body
     return answer.words
 
@@ -130,8 +130,8 @@ def test_an_adapter_of_a_kind_that_is_not_known_is_kept_and_shown(way: str, tmp_
             hf.create_repo("team/next")
             hf.upload_folder(folder_path=folder, repo_id="team/next")
         else:
-            put = registry.put(sent(registry, folder) if way == "oras" else whole(registry, folder).raw, "prod")
-            assert put.status == 201, put.body
+            pushed = registry.put(sent(registry, folder) if way == "oras" else whole(registry, folder).raw, "prod")
+            assert pushed.status == 201, pushed.body
         for page in ("", "/v1", "/versions", "/v1/tensors", "/v1/norms", "/v1/lineage"):
             request = urllib.request.Request(f"{hub.url}/team/next{page}", headers={"Accept": "text/html"})
             with urllib.request.urlopen(request) as answer:

@@ -63,49 +63,51 @@ def test_a_file_by_lfs_is_refused_when_it_is_announced_and_when_it_arrives(hub: 
     hf.create_repo("team/sql")
 
     def announced(data: bytes) -> Any:
-        asked = {"operation": "upload", "objects": [{"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}]}
+        batch = {"operation": "upload", "objects": [{"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}]}
         headers = {"authorization": f"Bearer {hub.token}"}
-        return urllib3.request("POST", f"{hub.url}/team/sql.git/info/lfs/objects/batch", json=asked, headers=headers)
+        return urllib3.request("POST", f"{hub.url}/team/sql.git/info/lfs/objects/batch", json=batch, headers=headers)
 
     refused = announced(bytes(2000))
     assert (refused.status, b"may hold 1,000 bytes" in refused.data) == (400, True)
-    (found,) = announced(bytes(800)).json()["objects"]
-    assert urllib3.request("PUT", found["actions"]["upload"]["href"], body=bytes(800), retries=False).status == 200
+    (lfs_object,) = announced(bytes(800)).json()["objects"]
+    assert urllib3.request("PUT", lfs_object["actions"]["upload"]["href"], body=bytes(800), retries=False).status == 200
     assert announced(bytes(801)).status == 400  # 800 are here now
 
 
-def asked(hub: Running, method: str, path: str, **more: Any) -> Any:
+def request(hub: Running, method: str, path: str, **options: Any) -> Any:
     """The answer to a request with the token of a hub."""
     return urllib3.request(
-        method, f"{hub.url}{path}", headers={"authorization": f"Bearer {hub.token}"}, retries=False, redirect=False, **more
+        method, f"{hub.url}{path}", headers={"authorization": f"Bearer {hub.token}"}, retries=False, redirect=False, **options
     )
 
 
 def offered(hub: Running, name: str, size: int) -> Any:
     """The answer to a file that is announced by LFS, and new."""
     objects = [{"oid": hashlib.sha256(b"%d" % size).hexdigest(), "size": size}]
-    return asked(hub, "POST", f"/{name}.git/info/lfs/objects/batch", json={"operation": "upload", "objects": objects})
+    return request(hub, "POST", f"/{name}.git/info/lfs/objects/batch", json={"operation": "upload", "objects": objects})
 
 
 def test_a_session_counts_while_it_is_open_and_after_a_restart(tmp_path: Path) -> None:
     with serving(tmp_path / "hub") as hub:
         settle(hub, max_bytes=1000)
-        asked(hub, "POST", "/api/repos/create", json={"name": "team/other"})
-        first, second = (asked(hub, "POST", f"/v2/team/{one}/blobs/uploads/").headers["location"] for one in ("sql", "text"))
-        assert asked(hub, "PATCH", first, body=bytes(800)).status == 202
-        refused = asked(hub, "PATCH", second, body=bytes(300))
+        request(hub, "POST", "/api/repos/create", json={"name": "team/other"})
+        first, second = (
+            request(hub, "POST", f"/v2/team/{repo}/blobs/uploads/").headers["location"] for repo in ("sql", "text")
+        )
+        assert request(hub, "PATCH", first, body=bytes(800)).status == 202
+        refused = request(hub, "PATCH", second, body=bytes(300))
         words = refused.json()["errors"][0]
         assert (refused.status, words["code"]) == (413, "SIZE_INVALID")
         assert "may hold 1,000 bytes, holds 800 (800 of them in uploads that are open), and 300 more" in words["message"]
-        assert asked(hub, "PATCH", second, body=iter([bytes(300)])).status == 413  # its size is not announced
-        assert asked(hub, "PATCH", second, body=iter([bytes(150)])).status == 202
+        assert request(hub, "PATCH", second, body=iter([bytes(300)])).status == 413  # its size is not announced
+        assert request(hub, "PATCH", second, body=iter([bytes(150)])).status == 202
     with serving(tmp_path / "hub") as hub:
         assert b"holds 950 (950 of them" in offered(hub, "team/other", 100).data
-        asked(hub, "DELETE", first)
+        request(hub, "DELETE", first)
         assert offered(hub, "team/other", 100).status == 200
-        assert asked(hub, "PATCH", second, body=bytes(850)).status == 202
+        assert request(hub, "PATCH", second, body=bytes(850)).status == 202
         digest = f"sha256:{hashlib.sha256(bytes(1000)).hexdigest()}"
-        assert asked(hub, "PUT", f"{second}?digest={digest}").status == 201
+        assert request(hub, "PUT", f"{second}?digest={digest}").status == 201
         assert b"holds 1,000, and 1 more" in offered(hub, "team/other", 1).data
 
 
@@ -120,22 +122,22 @@ def test_an_error_about_a_quota_has_a_code(hub: Running) -> None:
 def test_uploads_without_bytes_cannot_be_begun_without_end(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quotas, "_MAX_OPEN", 3)
     settle(hub, max_bytes=1000)
-    begun = [asked(hub, "POST", "/v2/team/sql/blobs/uploads/") for _ in range(4)]
-    assert [one.status for one in begun] == [202, 202, 202, 400]
-    assert begun[3].json()["errors"][0]["message"] == (
+    uploads = [request(hub, "POST", "/v2/team/sql/blobs/uploads/") for _ in range(4)]
+    assert [upload.status for upload in uploads] == [202, 202, 202, 400]
+    assert uploads[3].json()["errors"][0]["message"] == (
         "team: has 3 open uploads, which are the most that may be open. End one, or wait a day until they expire"
     )
-    assert asked(hub, "PATCH", begun[0].headers["location"], body=bytes(10)).status == 202
-    asked(hub, "DELETE", begun[0].headers["location"])
-    assert asked(hub, "POST", "/v2/team/sql/blobs/uploads/").status == 202
+    assert request(hub, "PATCH", uploads[0].headers["location"], body=bytes(10)).status == 202
+    request(hub, "DELETE", uploads[0].headers["location"])
+    assert request(hub, "POST", "/v2/team/sql/blobs/uploads/").status == 202
 
 
 def test_a_file_by_lfs_counts_from_its_first_byte_and_its_repository_may_offer_it_again(hub: Running) -> None:
     settle(hub, max_bytes=1000)
     for name in ("team/sql", "team/other"):
-        asked(hub, "POST", "/api/repos/create", json={"name": name})
-    (found,) = offered(hub, "team/sql", 800).json()["objects"]
-    address = urlsplit(found["actions"]["upload"]["href"])
+        request(hub, "POST", "/api/repos/create", json={"name": name})
+    (lfs_object,) = offered(hub, "team/sql", 800).json()["objects"]
+    address = urlsplit(lfs_object["actions"]["upload"]["href"])
     with socket.create_connection((str(address.hostname), int(address.port or 0))) as sock:
         head = f"PUT {address.path}?{address.query} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 800\r\n\r\n"
         sock.sendall(head.encode() + b"x")
@@ -147,14 +149,14 @@ def test_a_file_by_lfs_counts_from_its_first_byte_and_its_repository_may_offer_i
 def test_xorbs_count_until_they_are_files(hub: Running) -> None:
     settle(hub, max_bytes=1000)
     for name in ("team/sql", "team/other"):
-        asked(hub, "POST", "/api/repos/create", json={"name": name})
+        request(hub, "POST", "/api/repos/create", json={"name": name})
     sender = Sender(hub, "team/sql", hub.token)
     assert sender.post(f"/v1/xorbs/default/{XORB}", chunk(bytes(592)))[0] == 200  # 600 with its head
     assert b"holds 600 (600 of them" in offered(hub, "team/other", 401).data
-    status, said = sender.post(f"/v1/xorbs/default/{'1' * 64}", chunk(bytes(500)))
-    assert (status, "may hold 1,000 bytes" in said) == (400, True)
-    made = shard(hashlib.sha256(bytes(592)).digest(), [(XORB, 592, 0, 1)])
-    assert sender.post("/v1/shards", made)[0] == 200
+    status, body = sender.post(f"/v1/xorbs/default/{'1' * 64}", chunk(bytes(500)))
+    assert (status, "may hold 1,000 bytes" in body) == (400, True)
+    shard_bytes = shard(hashlib.sha256(bytes(592)).digest(), [(XORB, 592, 0, 1)])
+    assert sender.post("/v1/shards", shard_bytes)[0] == 200
     assert offered(hub, "team/other", 408).status == 200
     assert b"holds 592, and 409 more" in offered(hub, "team/other", 409).data
 

@@ -36,11 +36,13 @@ def index() -> Iterator[Index]:
         yield index
 
 
-def listed(index: Index, ranking: Ranking, wanted: Conditions, limit: int, *, ascending: bool) -> tuple[list[str], list[str]]:
+def listed(
+    index: Index, ranking: Ranking, conditions: Conditions, limit: int, *, ascending: bool
+) -> tuple[list[str], list[str]]:
     """The names of all pages, and those of the cursors."""
     names, cursors, after = list[str](), list[str](), None
     while True:
-        page = ranked_listing.ranked_page(index, ranking, wanted, after=after, limit=limit, ascending=ascending)
+        page = ranked_listing.ranked_page(index, ranking, conditions, after=after, limit=limit, ascending=ascending)
         assert len(page.rows) <= limit
         names += [row.name for row in page.rows]
         if page.end is None:
@@ -63,11 +65,15 @@ def test_pages_are_the_parts_of_one_ranking(
     expected = sorted(counts, key=lambda name: (counts[name], name), reverse=True)
     expected += sorted(set(everybody) - set(counts), key=lambda name: order[name])
     hidden = frozenset(everybody[:50])
-    for wanted in (Conditions(), Conditions(without=hidden), Conditions(among=tuple(everybody[10:60]))):
-        names, cursors = listed(index, ranking, wanted, limit, ascending=ascending)
-        seen = [name for name in expected if name not in wanted.without and (wanted.among is None or name in wanted.among)]
-        assert names == (seen[::-1] if ascending else seen)
-        assert not {*cursors} & {*wanted.without}
+    for conditions in (Conditions(), Conditions(without=hidden), Conditions(among=tuple(everybody[10:60]))):
+        names, cursors = listed(index, ranking, conditions, limit, ascending=ascending)
+        expected_names = [
+            name
+            for name in expected
+            if name not in conditions.without and (conditions.among is None or name in conditions.among)
+        ]
+        assert names == (expected_names[::-1] if ascending else expected_names)
+        assert not {*cursors} & {*conditions.without}
 
 
 @pytest.mark.parametrize("cursor", ["#", "#x team/sql", "#-1 team/sql", "#1 team", "#" + "9" * 30 + " team/sql", "#² team/sql"])

@@ -67,9 +67,9 @@ def test_admins_of_a_namespace_see_who_read_which_digest(team: Running) -> None:
     (row,) = admin.get(f"{API}?name=team/secret").json()["reads"]
     assert (row["account"], row["digest"], row["count"], row["protocol"]) == ("team", digest, 3, "hf")
     assert admin.get(f"{API}?name=team&before={row['time']}").json()["reads"] == []
-    assert [who.get(f"{API}?name={name}").status_code for who, name in ((member, "team"), (admin, ""), (admin, "other"))] == [
-        403
-    ] * 3
+    assert [
+        tenant.get(f"{API}?name={name}").status_code for tenant, name in ((member, "team"), (admin, ""), (admin, "other"))
+    ] == [403] * 3
     assert [admin.get(f"{API}?name=team&before={text}").status_code for text in ("x", "-1", "1e9", "9" * 400)] == [400] * 4
 
 
@@ -151,8 +151,8 @@ def test_who_reads_much_in_one_namespace_pushes_out_no_read_of_another(
     for number in range(30):
         log.record(f"{'eve' if number % 3 else 'mallory'}/own", f"sha256:{number}", "hf", always=True)
     log.trim()
-    kept = [read.name for read in read_log.reads(database)]
-    assert {name: kept.count(name) for name in sorted({*kept})} == {"eve/own": 5, "mallory/own": 5, "victim/secret": 1}
+    names = [read.name for read in read_log.reads(database)]
+    assert {name: names.count(name) for name in sorted({*names})} == {"eve/own": 5, "mallory/own": 5, "victim/secret": 1}
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,12 @@ def strict(tmp_path: Path) -> Iterator[Running]:
 def licensed(adapter: Callable[..., Path]) -> Licensed:
     """Make an adapter, always the same but for its license."""
 
-    def made(name: str) -> Path:
+    def licensed_adapter(name: str) -> Path:
         folder = adapter(1)
         (folder / "README.md").write_text(f"---\nlicense: {name}\n---\n")
         return folder
 
-    return made
+    return licensed_adapter
 
 
 def pushed(hub: Running, name: str, folder: Path) -> oci_manifest.Manifest:
@@ -52,11 +52,11 @@ def digest_of(folder: Path) -> str:
 def withheld(hub: Running, name: str, digest: str, token: str = "") -> list[bool]:
     """Whether a blob is refused by its digest: to OCI clients that read or ask for its head, and to git-lfs."""
     registry = Registry(hub.url, token, name)
-    got, head = (registry.ask(method, f"blobs/{digest}") for method in ("GET", "HEAD"))
+    download, head = (registry.ask(method, f"blobs/{digest}") for method in ("GET", "HEAD"))
     lfs = Sending(hub.url, token).batch(name, digest.removeprefix("sha256:"), size_of(hub, digest), "download")
-    words = [got.body.decode("latin-1"), json.dumps(lfs)]
+    words = [download.body.decode("latin-1"), json.dumps(lfs)]
     refused = ["its license is gpl-3.0, not mit" in text for text in words]
-    assert refused == [got.status == 400, "error" in lfs], words
+    assert refused == [download.status == 400, "error" in lfs], words
     return [refused[0], head.status == 400, refused[1]]
 
 

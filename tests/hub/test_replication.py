@@ -208,9 +208,9 @@ def test_a_name_that_becomes_private_while_it_is_sent_is_not_sent_on_before_it_i
     with serving(tmp_path / "target") as target, source_hub(tmp_path / "source", to_hub(target)) as hub:
 
         def replay_and_hide(replica: Replica, entries: Sequence[Entry]) -> Iterator[tuple[int, AdapterhubError | None]]:
-            for made in replay(replica, entries):
+            for step in replay(replica, entries):
                 make_private(hub)
-                yield made
+                yield step
 
         with monkeypatch.context() as patch:
             patch.setattr(Replica, "replay", replay_and_hide)
@@ -449,9 +449,9 @@ def test_a_hub_that_is_killed_anywhere_loses_nothing_and_sends_nothing_twice(see
             source.start()
         with closing(Registry.open(source.folder)) as registry, target.registry() as copies:
 
-            def listed(one: Registry) -> list[Any]:
-                one.refresh()
-                return [(row.name, row.number, row.digest, row.tags) for row in one.list()]
+            def listed(registry: Registry) -> list[Any]:
+                registry.refresh()
+                return [(row.name, row.number, row.digest, row.tags) for row in registry.list()]
 
             wait_until(lambda: listed(copies) == listed(registry))
             for name in ("team/n0", "team/n1", "team/n2"):

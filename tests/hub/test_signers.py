@@ -22,7 +22,7 @@ def test_a_hub_takes_what_its_signers_have_signed(tmp_path: Path, run: Run, adap
     from huggingface_hub.errors import HfHubHTTPError
 
     secret, public = keys.generate(tmp_path / "team")
-    other = keys.generate(tmp_path / "other")[0]
+    other_key = keys.generate(tmp_path / "other")[0]
     folder = adapter(1)
     run("describe", folder)
     with serving(tmp_path / "hub", policy=Policy("the hub", signers=(("team/*", (Path(public.source),)),))) as hub:
@@ -30,7 +30,7 @@ def test_a_hub_takes_what_its_signers_have_signed(tmp_path: Path, run: Run, adap
         at = f"oci+http://{host}/team/sql"
         env = {"DOCKER_CONFIG": str(docker_config(tmp_path / "docker", host, hub.token).parent)}
         assert "is not signed" in run("push", folder, at, env=env, code=5).stderr
-        run("sign", folder, "--key", other, "--name", "team/sql")
+        run("sign", folder, "--key", other_key, "--name", "team/sql")
         assert "which is not accepted" in run("push", folder, at, env=env, code=5).stderr
         run("sign", folder, "--key", secret, "--name", "team/other")
         assert "the signature is for 'team/other'" in run("push", folder, at, env=env, code=5).stderr

@@ -90,21 +90,21 @@ class _Writer:
 def functions() -> list[Any]:
     """The functions of the hub whose first parameter is its database."""
     result = []
-    for found in pkgutil.walk_packages(adapterhub.hub.__path__, "adapterhub.hub."):
-        module = importlib.import_module(found.name)
+    for module_info in pkgutil.walk_packages(adapterhub.hub.__path__, "adapterhub.hub."):
+        module = importlib.import_module(module_info.name)
         for name, function in inspect.getmembers(module, inspect.isfunction):
             first = next(iter(inspect.signature(function).parameters.values()), None)
             ours = function.__module__ == module.__name__ and first is not None
             if ours and first.annotation in ("HubDatabase", "SqliteFile") and first.name == "database":
-                result.append(pytest.param(function, id=f"{found.name.removeprefix('adapterhub.hub.')}.{name}"))
+                result.append(pytest.param(function, id=f"{module_info.name.removeprefix('adapterhub.hub.')}.{name}"))
     return result
 
 
 def methods() -> list[Any]:
     """The methods of the hub's classes that are made of its database alone, as functions of that."""
     result = []
-    for found in pkgutil.walk_packages(adapterhub.hub.__path__, "adapterhub.hub."):
-        module = importlib.import_module(found.name)
+    for module_info in pkgutil.walk_packages(adapterhub.hub.__path__, "adapterhub.hub."):
+        module = importlib.import_module(module_info.name)
         for cls_name, cls in inspect.getmembers(module, inspect.isclass):
             needed = [(item.name, item.annotation) for item in _parameters(cls) if item.default is item.empty]
             if cls.__module__ != module.__name__ or needed != [("database", "HubDatabase")]:
@@ -164,9 +164,9 @@ def test_there_are_functions_that_ask_twice() -> None:
 
 @pytest.mark.parametrize("function", [*functions(), *methods()])
 def test_what_the_tables_say_is_of_one_moment(function: Callable[..., Any], opened: Callable[[], HubDatabase]) -> None:
-    with closing(opened()) as database, closing(opened()) as other:
+    with closing(opened()) as database, closing(opened()) as other_database:
         access_tokens.create(database, "ada", "read")
-        write = _Writer(other)
+        write = _Writer(other_database)
         write()
         values, tables = arguments(database), _Tables(database, write)
         _, *parameters = inspect.signature(function).parameters.values()

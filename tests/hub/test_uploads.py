@@ -35,18 +35,18 @@ async def body(data: bytes, wait: asyncio.Event | None = None) -> AsyncIterator[
 
 def test_a_session_takes_one_request_at_a_time(opened: Hub) -> None:
     async def run() -> None:
-        uploads, rest = opened.uploads, asyncio.Event()
+        uploads, rest_may_come = opened.uploads, asyncio.Event()
         upload = await uploads.begin("team/sql")
-        first = asyncio.ensure_future(uploads.append(upload, body(b"abc", rest)))
+        first = asyncio.ensure_future(uploads.append(upload, body(b"abc", rest_may_come)))
         await asyncio.sleep(0)
-        for other in (
+        for operation in (
             uploads.append(upload, body(b"x")),
             uploads.finish(upload, "sha256:" + "0" * 64),
             uploads.cancel(upload),
         ):
             with pytest.raises(BusyError):
-                await other
-        rest.set()
+                await operation
+        rest_may_come.set()
         await first
         assert await uploads.finish(upload, "sha256:" + hashlib.sha256(b"abc").hexdigest())
 
@@ -59,13 +59,13 @@ def test_a_session_that_was_ended_takes_nothing_more(opened: Hub) -> None:
         for end in (uploads.cancel, lambda upload: uploads.finish(upload, "sha256:" + hashlib.sha256(b"").hexdigest())):
             upload = await uploads.begin("team/sql")
             await end(upload)
-            for other in (
+            for operation in (
                 uploads.append(upload, body(b"x")),
                 uploads.finish(upload, "sha256:" + "0" * 64),
                 uploads.cancel(upload),
             ):
                 with pytest.raises(NotFoundError):
-                    await other
+                    await operation
 
     asyncio.run(run())
 
@@ -75,21 +75,21 @@ def test_a_file_that_is_sent_twice_at_a_time_counts_twice(opened: Hub) -> None:
     digest = "sha256:" + hashlib.sha256(bytes(800)).hexdigest()
 
     async def run() -> None:
-        rest = [asyncio.Event(), asyncio.Event()]
+        events = [asyncio.Event(), asyncio.Event()]
         first, second = (
-            asyncio.ensure_future(opened.uploads.receive("team/sql", body(bytes(800), one), digest, 800)) for one in rest
+            asyncio.ensure_future(opened.uploads.receive("team/sql", body(bytes(800), event), digest, 800)) for event in events
         )
         while opened.uploads.count < 2:
             await asyncio.sleep(0.01)
-        other = await opened.uploads.begin("team/other")
+        other_upload = await opened.uploads.begin("team/other")
         with pytest.raises(RefusedError, match="1,600 of them in uploads that are open"):
-            await opened.uploads.append(other, body(bytes(600)), 600)
+            await opened.uploads.append(other_upload, body(bytes(600)), 600)
         second.cancel()
         with suppress(asyncio.CancelledError):  # codespell:ignore
             await second
         with pytest.raises(RefusedError, match="800 of them in uploads that are open"):
-            await opened.uploads.append(other, body(bytes(1300)), 1300)
-        rest[0].set()
+            await opened.uploads.append(other_upload, body(bytes(1300)), 1300)
+        events[0].set()
         await first
 
     asyncio.run(run())
@@ -116,8 +116,8 @@ def test_an_upload_that_nobody_uses_is_held_for_its_time_and_no_longer(opened: H
     first = uploaded(opened, b"first")
     now = LEASE_SECONDS - 1
     last = uploaded(opened, b"last, of the first lease")
-    for when in (LEASE_SECONDS, 2 * LEASE_SECONDS - 1):
-        now = when
+    for moment in (LEASE_SECONDS, 2 * LEASE_SECONDS - 1):
+        now = moment
         collected()
         assert [opened.store.has_blob(digest, size) for digest, size in ((first, 5), (last, 24))] == [True, True]
     again = uploaded(opened, b"first")  # it was here: held anew

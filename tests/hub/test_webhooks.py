@@ -80,8 +80,8 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[HubDatabase]:
-    with closing(HubDatabase(tmp_path)) as found:
-        yield found
+    with closing(HubDatabase(tmp_path)) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -158,13 +158,13 @@ def test_a_push_by_hf_is_posted_and_signed(hub: Running, hf: Any, receiver: Rece
     commit = hf.upload_folder(folder_path=adapter(1), repo_id="team/sql", commit_message="First")
     hf.create_repo("other/sql")
     hf.upload_folder(folder_path=adapter(1), repo_id="other/sql")
-    got = [receiver.received.get(timeout=30) for _ in range(2)]
-    documents = sorted((json.loads(body) for _, body in got), key=lambda one: one["event"])
-    assert [one["event"] for one in documents] == ["tag.moved", "version.created"]
+    deliveries = [receiver.received.get(timeout=30) for _ in range(2)]
+    documents = sorted((json.loads(body) for _, body in deliveries), key=lambda document: document["event"])
+    assert [document["event"] for document in documents] == ["tag.moved", "version.created"]
     created = documents[1]
     assert (created["name"], created["number"], created["author"], created["message"]) == ("team/sql", 1, "alice", "First")
     assert created["digest"].startswith(f"sha256:{commit.oid}")
-    for headers, body in got:
+    for headers, body in deliveries:
         assert headers["x-hub-signature-256"] == signature(secret, body)
         assert headers["x-hub-event"] == json.loads(body)["event"]
     assert receiver.received.empty()
@@ -185,10 +185,10 @@ def test_what_is_not_accepted_is_sent_again_and_given_up_at_last(
     for pause in webhooks.PAUSES:
         now += pause
         sender.deliver()
-    (found,) = webhooks.deliveries(database)
-    assert (found.state, found.tries) == ("failed", len(webhooks.PAUSES) + 1)
-    assert found.error
-    assert "secret-path" not in found.error
+    (delivery,) = webhooks.deliveries(database)
+    assert (delivery.state, delivery.tries) == ("failed", len(webhooks.PAUSES) + 1)
+    assert delivery.error
+    assert "secret-path" not in delivery.error
     assert len({headers["x-hub-delivery"] for headers, _ in receiver.received.queue}) == 1
 
 
@@ -208,7 +208,7 @@ def test_what_a_process_sends_no_other_one_sends_however_long_those_before_took(
     database: HubDatabase, log: RefLog, receiver: Receiver
 ) -> None:
     now = 1000.0
-    first, other = (Webhooks(database, log, clock=lambda: now) for _ in range(2))
+    first, second = (Webhooks(database, log, clock=lambda: now) for _ in range(2))
     webhooks.add(database, "team", receiver.url, private=True)
     announced(first, log, ENTRY)
 
@@ -216,7 +216,7 @@ def test_what_a_process_sends_no_other_one_sends_however_long_those_before_took(
         nonlocal now
         now += 100
         if receiver.received.qsize() == 2:
-            other.deliver()
+            second.deliver()
 
     receiver.meanwhile = slow
     first.deliver()
@@ -249,9 +249,9 @@ def test_a_webhook_that_is_removed_is_told_nothing(database: HubDatabase, log: R
     webhooks.remove(database, ident)
     sender.deliver()
     assert receiver.received.empty()
-    with pytest.raises(NotFoundError, match=f"{ident}: no such webhook. List the webhooks") as gone:
+    with pytest.raises(NotFoundError, match=f"{ident}: no such webhook. List the webhooks") as error:
         webhooks.remove(database, ident)
-    assert (gone.value.code, gone.value.fields) == ("no-such-number", {"kind": "webhook"})
+    assert (error.value.code, error.value.fields) == ("no-such-number", {"kind": "webhook"})
 
 
 def test_a_receiver_that_is_behind_has_no_other_one_wait(database: HubDatabase, log: RefLog, receiver: Receiver) -> None:
@@ -283,10 +283,10 @@ def test_no_namespace_holds_more_than_one_of_the_threads_however_many_receivers_
     database: HubDatabase, log: RefLog, receiver: Receiver
 ) -> None:
     """Each of 50 webhooks held one for ten seconds, so that events of all others came a minute late."""
-    told = threading.Event()
-    receiver.meanwhile = told.set
+    other_delivered = threading.Event()
+    receiver.meanwhile = other_delivered.set
     with Receiver() as slow:
-        slow.meanwhile = lambda: told.wait(20)  # it answers once the other namespace has been told
+        slow.meanwhile = lambda: other_delivered.wait(20)  # it answers once the other namespace has been told
         threading.Thread(target=slow.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         sender = Webhooks(database, log)
         for namespace, url in [*(("slow", slow.url) for _ in range(webhooks._THREADS)), ("team", receiver.url)]:
@@ -317,8 +317,8 @@ def test_an_answer_of_an_empty_line_is_none(database: HubDatabase, log: RefLog) 
         sender = Webhooks(database, log)
         announced(sender, log, REMOVED)
         sender.deliver()
-    (found,) = webhooks.deliveries(database)
-    assert (found.state, found.error) == ("waiting", "badstatusline")
+    (delivery,) = webhooks.deliveries(database)
+    assert (delivery.state, delivery.error) == ("waiting", "badstatusline")
 
 
 def _answer(server: socket.socket, data: bytes) -> None:

@@ -80,14 +80,14 @@ class _Meddler:
     def _count_statements(self, monkeypatch: pytest.MonkeyPatch, cls: type[Index] | type[HubDatabase]) -> None:
         select = cls.select
 
-        def meddled(asked: Any, sql: str, *values: object, **options: Any) -> Any:
+        def meddled(reader: Any, sql: str, *values: object, **options: Any) -> Any:
             if not self.is_writing:
                 self.count += 1
                 if self.count == self.at:
                     self.is_writing = True
                     self.write()
                     self.is_writing = False
-            return select(asked, sql, *values, **options)
+            return select(reader, sql, *values, **options)
 
         monkeypatch.setattr(cls, "select", meddled)
 
@@ -205,14 +205,14 @@ def test_what_a_worker_says_is_of_one_moment(
         meddler = _Meddler(monkeypatch, writer)
 
         def call() -> Any:
-            given = {**values, "view": commits.find_view(worker, NAME)}
-            given["repository_view"], given["row"] = given["view"], given["view"].newest
-            given["commit"] = commits.find(worker, given["view"], "main")
-            chosen = {name: given[name] for name in needed}
+            arguments = {**values, "view": commits.find_view(worker, NAME)}
+            arguments["repository_view"], arguments["row"] = arguments["view"], arguments["view"].newest
+            arguments["commit"] = commits.find(worker, arguments["view"], "main")
+            chosen = {name: arguments[name] for name in needed}
             if cls is None:
                 return function(worker, **chosen)
             if is_made:
-                return function(cls(worker, **{name: given[name] for name in to_make}), **chosen)
+                return function(cls(worker, **{name: arguments[name] for name in to_make}), **chosen)
             return function(receiver, worker, **chosen)
 
         before, count = meddler.outcome(call)

@@ -50,14 +50,14 @@ def test_an_error_takes_back_the_whole_transaction_and_nested_ones_belong_to_it(
 
 
 def test_a_snapshot_does_not_see_what_is_written_meanwhile(index: Index) -> None:
-    other = Index(index.path, index_database.connect(index.path, "rw"), index_database.identity(index.path))
+    other_index = Index(index.path, index_database.connect(index.path, "rw"), index_database.identity(index.path))
     with index.snapshot():
         before = names(index)
-        with other.transaction():
-            add(other, "team/a")
+        with other_index.transaction():
+            add(other_index, "team/a")
         assert names(index) == before == []
     assert names(index) == ["team/a"]
-    other.close()
+    other_index.close()
 
 
 def test_a_value_of_another_kind_is_damage_and_names_the_way_out(index: Index) -> None:

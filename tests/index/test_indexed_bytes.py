@@ -41,13 +41,13 @@ def test_a_version_counts_as_what_the_index_takes_for_it(tmp_path: Path, kind: s
     (folder / "README.md").write_text(CARDS[kind]())
     with Registry.init(tmp_path / "registry") as registry:
 
-        def taken() -> int:
+        def index_size() -> int:
             return int(registry.index.select("SELECT sum(pgsize) FROM dbstat WHERE name NOT LIKE 'sqlite%'")[0][0])
 
         registry.push(folder, Ref("team/a"))
-        before = taken()
+        before = index_size()
         for number in range(_ROUNDS):
             (folder / "notes.txt").write_text(str(number))
             registry.push(folder, Ref("team/a"))
         counted = sum(indexed_bytes(path, size) for _, path, size in queries.sizes_of(registry.index, "team/a", INDEXED))
-        assert taken() - before < counted * _ROUNDS / (_ROUNDS + 1) + 3 * 4096 * _ROUNDS  # pages that are not full
+        assert index_size() - before < counted * _ROUNDS / (_ROUNDS + 1) + 3 * 4096 * _ROUNDS  # pages that are not full

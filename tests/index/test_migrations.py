@@ -17,10 +17,10 @@ from tests.support.aged import age
 
 @pytest.fixture
 def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
-    with Registry.init(tmp_path / "registry") as made:
-        made.push(make("a", 1), SQL)
-        made.push(make("b", 2), PROD)
-        yield made
+    with Registry.init(tmp_path / "registry") as opened:
+        opened.push(make("a", 1), SQL)
+        opened.push(make("b", 2), PROD)
+        yield opened
 
 
 @pytest.mark.parametrize("version", range(1, VERSION))

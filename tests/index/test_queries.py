@@ -30,10 +30,10 @@ def test_pages_of_tags_and_numbers_are_the_whole_list_in_order(
 
         monkeypatch.setattr(Index, "select", counted)
         names = sorted(["a", "latest", "v", "vx", "v3", "v12", "v100"])
-        for most in (1, 2, 3, 10):
+        for limit in (1, 2, 3, 10):
             listed: list[str] = []
-            while page := queries.tag_names(registry.index, "team/sql", listed[-1] if listed else "", most):
-                assert len(page) <= most
+            while page := queries.tag_names(registry.index, "team/sql", listed[-1] if listed else "", limit):
+                assert len(page) <= limit
                 listed += page
             assert listed == names
         assert queries.tag_names(registry.index, "team/sql", "v10", 1) == ["v100"]

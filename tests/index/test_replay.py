@@ -77,8 +77,8 @@ def test_fields_that_no_column_can_hold_hide_nothing(registry: Registry, spdx: s
     facts = {"r": "two", "alpha": True, "parameters": 10**30, "license": spdx, "base": 3, "description": 4, "dtype": "F32"}
     digest, size = registry.store.put_bytes(json.dumps(facts).encode())
     descriptor = {"mediaType": "x", "digest": digest, "size": size, "annotations": {oci_manifest.TITLE: "adapter.json"}}
-    made = json.dumps({"schemaVersion": 2, "config": descriptor, "layers": [descriptor]}).encode()
-    manifest_digest, manifest_size = registry.store.put_bytes(made)
+    raw_manifest = json.dumps({"schemaVersion": 2, "config": descriptor, "layers": [descriptor]}).encode()
+    manifest_digest, manifest_size = registry.store.put_bytes(raw_manifest)
     registry.store.log.append(Entry("team/sql", 1, "push", "t", manifest_digest, manifest_size, 1, ("latest",)))
     assert registry.resolve(SQL).digest == manifest_digest
     assert [(row.r, row.dtype) for row in registry.list()] == [(None, dtype)]

@@ -57,12 +57,12 @@ class Meddler:
         self.count, self.at = 0, 0
         select = Index.select
 
-        def meddled(asked: Index, sql: str, *values: object, kinds: str = "") -> list[tuple[Any, ...]]:
-            if asked is index:
+        def meddled(reader: Index, sql: str, *values: object, kinds: str = "") -> list[tuple[Any, ...]]:
+            if reader is index:
                 self.count += 1
                 if self.count == self.at:
                     write()
-            return select(asked, sql, *values, kinds=kinds)
+            return select(reader, sql, *values, kinds=kinds)
 
         monkeypatch.setattr(Index, "select", meddled)
 

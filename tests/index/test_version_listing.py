@@ -41,18 +41,18 @@ def index() -> Iterator[Index]:
         yield index
 
 
-def pages(index: Index, wanted: Conditions, limit: int, **more: Any) -> Iterator[Page]:
-    page = version_listing.page(index, wanted, limit=limit, **more)
+def pages(index: Index, conditions: Conditions, limit: int, **options: Any) -> Iterator[Page]:
+    page = version_listing.page(index, conditions, limit=limit, **options)
     yield page
     while page.end:
-        page = version_listing.page(index, wanted, after=Position.parse(str(page.end)), limit=limit, **more)
+        page = version_listing.page(index, conditions, after=Position.parse(str(page.end)), limit=limit, **options)
         yield page
 
 
-@pytest.mark.parametrize("few", [0, 5000])
+@pytest.mark.parametrize("common_limit", [0, 5000])
 @pytest.mark.parametrize("oldest_first", [False, True])
 @pytest.mark.parametrize(
-    ("wanted", "condition"),
+    ("conditions", "condition"),
     [
         (Conditions(), "1"),
         (Conditions(facets=(BASE,)), OF_BASE),
@@ -69,28 +69,28 @@ def pages(index: Index, wanted: Conditions, limit: int, **more: Any) -> Iterator
     ],
 )  # fmt: skip
 def test_pages_are_the_parts_of_one_list(
-    index: Index, monkeypatch: pytest.MonkeyPatch, wanted: Conditions, condition: str, oldest_first: bool, few: int
+    index: Index, monkeypatch: pytest.MonkeyPatch, conditions: Conditions, condition: str, oldest_first: bool, common_limit: int
 ) -> None:
-    monkeypatch.setattr(version_search, "COMMON", few)
+    monkeypatch.setattr(version_search, "COMMON", common_limit)
     monkeypatch.setattr(version_listing, "SCANNED", 50)
     monkeypatch.setattr(version_listing, "_SCANNED_FOR_WORDS", 20)
     order = "time, name" if oldest_first else "time DESC, name DESC"
     expected = [name for (name,) in index.connection.execute(f"SELECT name FROM versions v WHERE {condition} ORDER BY {order}")]
-    listed = [*pages(index, wanted, 7, oldest_first=oldest_first)]
+    listed = [*pages(index, conditions, 7, oldest_first=oldest_first)]
     assert [row.name for page in listed for row in page.rows] == expected
     assert all(len(page.rows) <= 7 for page in listed)
 
 
-@pytest.mark.parametrize("few", [0, 5000])
+@pytest.mark.parametrize("common_limit", [0, 5000])
 @pytest.mark.parametrize("oldest_first", [False, True])
-@pytest.mark.parametrize("wanted", [Conditions(), Conditions(facets=(BASE,)), Conditions(words="b")])
+@pytest.mark.parametrize("conditions", [Conditions(), Conditions(facets=(BASE,)), Conditions(words="b")])
 def test_pages_by_creation_have_each_name_at_the_time_of_its_first_version(
-    monkeypatch: pytest.MonkeyPatch, wanted: Conditions, oldest_first: bool, few: int
+    monkeypatch: pytest.MonkeyPatch, conditions: Conditions, oldest_first: bool, common_limit: int
 ) -> None:
-    monkeypatch.setattr(version_search, "COMMON", few)
+    monkeypatch.setattr(version_search, "COMMON", common_limit)
     monkeypatch.setattr(version_listing, "SCANNED", 20)
     with closing(filled(60)) as index:
-        by_push = [row.name for page in pages(index, wanted, 7, oldest_first=oldest_first) for row in page.rows]
+        by_push = [row.name for page in pages(index, conditions, 7, oldest_first=oldest_first) for row in page.rows]
         # Every second name gets an earlier version, in the opposite order.
         names = sorted(name for (name,) in index.connection.execute("SELECT name FROM versions"))
         times = {name: f"20{50 - number:02}-01-01T00:00:00Z" for number, name in enumerate(names[::2])}
@@ -102,7 +102,7 @@ def test_pages_by_creation_have_each_name_at_the_time_of_its_first_version(
             index.connection.execute(sql, (time, name))
         first = version_listing.first_times(index, names)
         assert {name: first[name] for name in times} == times
-        listed = [*pages(index, wanted, 7, oldest_first=oldest_first, by_creation=True)]
+        listed = [*pages(index, conditions, 7, oldest_first=oldest_first, by_creation=True)]
         assert {row.number for page in listed for row in page.rows} == {1}
         expected = sorted(by_push, key=lambda name: (first[name], name), reverse=not oldest_first)
         assert [row.name for page in listed for row in page.rows] == expected
@@ -132,7 +132,7 @@ def steps(index: Index, call: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "conditions",
     [
         Conditions(),
         Conditions(facets=(BASE,)),
@@ -141,7 +141,7 @@ def steps(index: Index, call: Callable[[], Any]) -> int:
     ],
 )
 def test_a_page_costs_the_same_wherever_it_is_and_however_many_names_there_are(
-    monkeypatch: pytest.MonkeyPatch, wanted: Conditions
+    monkeypatch: pytest.MonkeyPatch, conditions: Conditions
 ) -> None:
     monkeypatch.setattr(version_search, "COMMON", 5)
     monkeypatch.setattr(version_listing, "SCANNED", 200)
@@ -152,7 +152,7 @@ def test_a_page_costs_the_same_wherever_it_is_and_however_many_names_there_are(
                 sql = "SELECT time, name FROM versions ORDER BY time DESC, name DESC LIMIT 1 OFFSET ?"
                 ((time, name),) = index.connection.execute(sql, (at,))
                 after = Position(time, name) if at else None
-                costs.append(steps(index, lambda: version_listing.page(index, wanted, after=after, limit=10)))  # noqa: B023
+                costs.append(steps(index, lambda: version_listing.page(index, conditions, after=after, limit=10)))  # noqa: B023
     assert max(costs) < 2 * min(costs) + 200
 
 
@@ -185,8 +185,8 @@ def test_a_search_costs_the_same_however_many_names_match(
 def test_names_and_facets_are_found_by_an_index(index: Index) -> None:
     assert version_listing.names_after(index, "team50/adapter-150", 2, ()) == ["team50/adapter-250", "team50/adapter-350"]
     assert version_listing.names_after(index, "team99/adapter-499", 9, ["team99/adapter-599"]) == ["team99/adapter-99"]
-    few = steps(index, lambda: version_listing.names_after(index, "", 5, ()))
-    assert steps(index, lambda: version_listing.names_after(index, "team90/", 5, ())) < 2 * few
+    first_cost = steps(index, lambda: version_listing.names_after(index, "", 5, ()))
+    assert steps(index, lambda: version_listing.names_after(index, "team90/", 5, ())) < 2 * first_cost
     assert version_listing.count_names(index, "team50", ["team50/adapter-50"], 9) == 5
     assert version_listing.count_names(index, "team50", (), 3) == 3
     page = version_listing.page(index, Conditions(namespace="team07"), limit=1)

@@ -50,7 +50,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         yield registry
 
 
-def found(registry: Registry, words: str = "", **query: Any) -> list[str]:
+def refs_of(registry: Registry, words: str = "", **query: Any) -> list[str]:
     return [str(row.ref) for row in version_search.search(registry.index, Query(words, **query)).rows]
 
 
@@ -78,12 +78,12 @@ def found(registry: Registry, words: str = "", **query: Any) -> list[str]:
     ],
 )
 def test_words_find_what_they_are_in(filled: Registry, words: str, refs: list[str]) -> None:
-    assert found(filled, words) == refs
+    assert refs_of(filled, words) == refs
 
 
 def test_without_words_the_newest_of_each_name_is_listed(filled: Registry) -> None:
-    assert sorted(found(filled)) == ["other/poems:v1", "team/sql:v2"]
-    assert sorted(found(filled, all_versions=True)) == ["other/poems:v1", "team/sql:v1", "team/sql:v2"]
+    assert sorted(refs_of(filled)) == ["other/poems:v1", "team/sql:v2"]
+    assert sorted(refs_of(filled, all_versions=True)) == ["other/poems:v1", "team/sql:v1", "team/sql:v2"]
     short = version_search.search(filled.index, Query(limit=1))
     assert (len(short.rows), short.total) == (1, 2)
 
@@ -100,7 +100,7 @@ def test_any_text_is_a_valid_query(filled: Registry, words: str) -> None:
 
 
 def test_very_many_words_are_a_valid_query(filled: Registry) -> None:
-    assert found(filled, " ".join(f"w{n}" for n in range(3000))) == []
+    assert refs_of(filled, " ".join(f"w{n}" for n in range(3000))) == []
 
 
 # ---- facts
@@ -133,7 +133,7 @@ def test_very_many_words_are_a_valid_query(filled: Registry) -> None:
 def test_filters(filled: Registry, query: dict[str, Any], refs: list[str]) -> None:
     for key in ("metrics", "bounds"):
         query[key] = [(name, version_search.parse_bounds(text, "", size=name == "size")) for name, text in query.get(key, ())]
-    assert found(filled, **query) == refs
+    assert refs_of(filled, **query) == refs
 
 
 def test_facets_count_all_that_match(filled: Registry) -> None:
@@ -196,7 +196,7 @@ def test_the_holder_of_a_file_is_found_by_its_digest(filled: Registry) -> None:
 # ---- the index
 
 
-def everything(registry: Registry) -> dict[str, list[Any]]:
+def index_rows(registry: Registry) -> dict[str, list[Any]]:
     """All that the index says, in terms that a rebuild doesn't change."""
     select = registry.index.select
     named = {version: (name, number) for version, name, number in select("SELECT id, name, number FROM versions")}
@@ -205,11 +205,11 @@ def everything(registry: Registry) -> dict[str, list[Any]]:
     for table in ("facets", "metrics", "files"):
         columns = [name for _, name, *_ in select(f"PRAGMA table_info({table})") if name != "version"]
         rows = select(f"SELECT version, {', '.join(columns)} FROM {table}")
-        result[table] = sorted((named[version], *rest) for version, *rest in rows)
+        result[table] = sorted((named[version], *columns) for version, *columns in rows)
     result["tensors"] = select("SELECT digest, key, size FROM weights JOIN tensors ON file = id ORDER BY digest, key")
     result["facet_counts"] = select("SELECT kind, lower(value), n FROM facet_counts WHERE n > 0 ORDER BY kind, lower(value)")
     result["weights"] = select("SELECT digest FROM weights ORDER BY digest")
-    result["texts"] = sorted((named[version], *rest) for version, *rest in select("SELECT * FROM texts"))
+    result["texts"] = sorted((named[version], *columns) for version, *columns in select("SELECT * FROM texts"))
     for check in ("texts_fts) VALUES ('integrity-check')", "texts_fts, rank) VALUES ('integrity-check', 1)"):
         registry.index.select(f"INSERT INTO texts_fts ({check}")
     return result
@@ -245,9 +245,9 @@ def test_the_index_that_was_kept_is_the_one_that_is_rebuilt(moves: list[Any], tm
                     registry.rm(Ref.parse(ref + tag))
             except (NotFoundError, ConflictError, RefusedError):
                 pass
-        kept = everything(registry)
+        index_before = index_rows(registry)
         registry.rebuild_index()
-        assert everything(registry) == kept
+        assert index_rows(registry) == index_before
         assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
 
 
@@ -255,13 +255,13 @@ def test_the_index_that_was_kept_is_the_one_that_is_rebuilt(moves: list[Any], tm
 def test_an_older_database_is_rebuilt_on_the_way(make: Make, tmp_path: Path, version: int) -> None:
     with Registry.init(tmp_path / "registry") as registry:
         registry.push(make(), Ref.parse("team/sql:prod"))
-        before = everything(registry)
+        before = index_rows(registry)
     age(tmp_path / "registry" / "registry.db", version)
     with sqlite3.connect(tmp_path / "registry" / "registry.db", isolation_level=None) as db:
         db.execute("INSERT INTO names VALUES ('team/stale', 1, '', 1, 0)")
     db.close()
     with Registry.open(tmp_path / "registry") as registry:
-        assert everything(registry) == before
+        assert index_rows(registry) == before
         names = [name for (name,) in registry.index.select("SELECT name FROM _sqlite_migrations ORDER BY id")]
         assert len(names) == len(set(names)) == VERSION == registry.index.version
 
@@ -292,8 +292,8 @@ def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registr
 
 def test_of_common_words_titles_come_first_and_then_the_latest(crowded: Registry) -> None:
     """v2 of n0 has another title than v1, and v2 is what there is of n0."""
-    assert found(crowded, "lora", limit=4) == ["team/n1:v2", "team/n5:v2", "team/n4:v2", "team/n3:v2"]
-    assert found(crowded, "lora", limit=4, all_versions=True) == ["team/n1:v2", "team/n1:v1", "team/n0:v1", "team/n5:v2"]
+    assert refs_of(crowded, "lora", limit=4) == ["team/n1:v2", "team/n5:v2", "team/n4:v2", "team/n3:v2"]
+    assert refs_of(crowded, "lora", limit=4, all_versions=True) == ["team/n1:v2", "team/n1:v1", "team/n0:v1", "team/n5:v2"]
     result = version_search.search(crowded.index, Query("lora", limit=4))
     assert (result.total, result.has_more) == (6, True)
     counted = version_search.search(crowded.index, Query("lora", limit=4), facets=True)
@@ -304,8 +304,8 @@ def test_nothing_is_left_out_where_more_was_asked_for(crowded: Registry) -> None
     for limit in (7, 20):
         result = version_search.search(crowded.index, Query("lora", limit=limit))
         assert (len(result.rows), result.total, result.has_more) == (6, 6, False)
-    assert found(crowded, "lora rare3") == ["team/n3:v1"]
-    assert found(crowded, "lora", bounds=(("r", version_search.parse_bounds("3", "")),)) == []
+    assert refs_of(crowded, "lora rare3") == ["team/n3:v1"]
+    assert refs_of(crowded, "lora", bounds=(("r", version_search.parse_bounds("3", "")),)) == []
 
 
 def test_the_counts_of_everything_are_those_of_a_query_that_all_match(crowded: Registry) -> None:
@@ -320,18 +320,18 @@ def test_the_counts_of_everything_are_those_of_a_query_that_all_match(crowded: R
 def test_names_that_are_left_out_are_in_no_count_either(filled: Registry, tmp_path: Path, words: str) -> None:
     poems_toml = 'description = "Writes sonnets, not sql."\nlicense = "Apache-2.0"\n'
     with Registry.init(tmp_path / "registry") as alone:
-        made = adapter(tmp_path / "poems", 3, poems_toml, base_model_name_or_path="big/llama-7b")
-        alone.push(made, Ref.parse("other/poems"))
+        poems_folder = adapter(tmp_path / "poems", 3, poems_toml, base_model_name_or_path="big/llama-7b")
+        alone.push(poems_folder, Ref.parse("other/poems"))
         expected = version_search.search(alone.index, Query(words), facets=True)
-    shown = version_search.search(filled.index, Query(words, without=frozenset({"team/sql"})), facets=True)
-    assert [row.name for row in shown.rows] == [row.name for row in expected.rows]
-    assert (shown.total, shown.facets) == (expected.total, expected.facets)
+    result = version_search.search(filled.index, Query(words, without=frozenset({"team/sql"})), facets=True)
+    assert [row.name for row in result.rows] == [row.name for row in expected.rows]
+    assert (result.total, result.facets) == (expected.total, expected.facets)
 
 
 def test_of_common_words_too_names_are_left_out(crowded: Registry) -> None:
-    everything = [row.name for row in version_search.search(crowded.index, Query("lora", limit=3), facets=True).rows]
-    shown = version_search.search(crowded.index, Query("lora", limit=2, without=frozenset(everything[:1])), facets=True)
-    assert [row.name for row in shown.rows] == everything[1:3]
+    all_names = [row.name for row in version_search.search(crowded.index, Query("lora", limit=3), facets=True).rows]
+    result = version_search.search(crowded.index, Query("lora", limit=2, without=frozenset(all_names[:1])), facets=True)
+    assert [row.name for row in result.rows] == all_names[1:3]
 
 
 def test_without_words_no_more_than_the_common_number_is_counted_where_names_are_left_out(

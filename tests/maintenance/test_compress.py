@@ -108,10 +108,10 @@ def test_a_dry_run_changes_nothing_and_reports_what_would_change(registry: Regis
     registry.push(trained("a"), SQL)
     registry.push(trained("b", step=1), SQL)
     before = blobs(registry)
-    said = compress.pack(registry, dry_run=True)
+    planned = compress.pack(registry, dry_run=True)
     assert blobs(registry) == before
     assert list(registry.store.packs.digests()) == []
-    assert compress.pack(registry) == said
+    assert compress.pack(registry) == planned
 
 
 def test_a_name_that_is_not_there_is_one_line(registry: Registry) -> None:
@@ -181,8 +181,8 @@ def test_the_parent_of_a_needed_blob_is_no_orphan(registry: Registry, trained: T
     (orphans,) = fsck(registry)
     assert orphans.what.startswith("3 blobs")  # what only the first version has: not the weights, which the second needs
     registry.rm(Ref.parse("team/second"))
-    everything = len(blobs(registry)) + len(registry.store.packs.files())
-    assert fsck(registry)[0].what.startswith(f"{everything} blobs")
+    object_count = len(blobs(registry)) + len(registry.store.packs.files())
+    assert fsck(registry)[0].what.startswith(f"{object_count} blobs")
     order = pack_chains.children_first([parent, child], registry.store.packs.parents())
     assert order == [child, parent]
 
@@ -254,10 +254,10 @@ def test_the_commands_report_what_they_did(registry: Registry, trained: Trained,
     registry.close()
     at = ("--registry", registry.root)
     dry = json.loads(run("pack", "--dry-run", "--json", *at).stdout)
-    done = json.loads(run("pack", "team/sql", "--json", *at).stdout)
-    assert (dry.pop("dry_run"), done.pop("dry_run")) == (True, False)
-    assert dry == done
-    assert [file["outcome"] for file in done["files"]] == ["kept", "packed", "packed"]
+    packed = json.loads(run("pack", "team/sql", "--json", *at).stdout)
+    assert (dry.pop("dry_run"), packed.pop("dry_run")) == (True, False)
+    assert dry == packed
+    assert [file["outcome"] for file in packed["files"]] == ["kept", "packed", "packed"]
     assert "0 files packed; 2 files already packed; 1 file not worth packing" in run("pack", *at).stdout
     table = run("du", *at).stdout
     assert "team/sql" in table
@@ -279,8 +279,8 @@ def test_without_zstandard_one_line_names_what_to_install(registry: Registry, tr
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapterhub.cli.main import main; main()"
     for words in (["pack"], ["pull", "team/sql"]):
         command = [sys.executable, "-c", code, str(tmp_path), *words, "--registry", str(registry.root)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=ENV, cwd=tmp_path)
-        assert (done.returncode, "Run `pip install zstandard`" in done.stderr) == (9, True), done.stderr
+        result = subprocess.run(command, check=False, capture_output=True, text=True, env=ENV, cwd=tmp_path)
+        assert (result.returncode, "Run `pip install zstandard`" in result.stderr) == (9, True), result.stderr
 
 
 def test_a_damaged_pack_is_one_line_for_every_command(registry: Registry, trained: Trained, tmp_path: Path) -> None:
@@ -336,8 +336,8 @@ def test_a_collection_keeps_what_a_packed_blob_needs_and_takes_the_rest_in_order
     assert gc(registry).waiting == 2
     assert registry.store.size(child) is not None
     dry = gc(registry, grace=0, dry_run=True)
-    done = gc(registry, grace=0)
-    assert (dry.blobs, dry.size, dry.waiting) == (done.blobs, done.size, done.waiting) == (2, done.size, 0)
+    swept = gc(registry, grace=0)
+    assert (dry.blobs, dry.size, dry.waiting) == (swept.blobs, swept.size, swept.waiting) == (2, swept.size, 0)
     assert registry.store.packs.files() == []
     assert blobs(registry) == {}
 
@@ -420,8 +420,8 @@ def test_a_gc_packs_versions_of_over_a_day_where_the_registry_asks_for_it(
     assert report()["packed"] == 0
     (tmp_path / "r" / "adapterhub.toml").write_text("pack = true\n")
     assert report("--dry-run")["packed"] == 1
-    done = report()
-    assert (done["packed"], done["packed_saving"] > 10_000) == (1, True)
+    pack_report = report()
+    assert (pack_report["packed"], pack_report["packed_saving"] > 10_000) == (1, True)
     with Registry.open(tmp_path / "r") as registry:
         packed = {change.ref: change.outcome for change in compress.pack(registry, dry_run=True) if change.size > 10_000}
         assert packed == {"team/sql:v1": "already", "team/sql:v2": "packed"}
@@ -432,7 +432,7 @@ def test_a_gc_packs_versions_of_over_a_day_where_the_registry_asks_for_it(
 def test_a_gc_packs_at_low_priority_whoever_starts_it(started: Run, tmp_path: Path, niceness: int) -> None:
     started("init", "r")
     (tmp_path / "r" / "adapterhub.toml").write_text("pack = true\n")
-    own = os.nice(0)
+    own_niceness = os.nice(0)
     report = "import atexit, os; atexit.register(lambda: open('niceness', 'w').write(str(os.nice(0))))"
     started("gc", "--registry", "r", first=f"{report}; os.nice(max(0, {niceness} - os.nice(0)))")
-    assert int((tmp_path / "niceness").read_text()) == max(own, 10)
+    assert int((tmp_path / "niceness").read_text()) == max(own_niceness, 10)

@@ -30,7 +30,7 @@ from adapterhub_converters.errors import (
     RefusedError,
 )
 from tests.registry.forks import finished, fork, under_strace
-from tests.support.trained_versions import check_whole, done, weights, write_trained
+from tests.support.trained_versions import check_whole, weights, work_on_registry, write_trained
 
 SQL = Ref.parse("team/sql")
 Trained = Callable[..., Path]
@@ -51,19 +51,19 @@ def test_readers_see_every_version_while_it_is_packed_and_unpacked(
 ) -> None:
     for step in range(3):
         registry.push(trained(f"s{step}", step=step), SQL)
-    done = threading.Event()
+    finished = threading.Event()
 
     def turn() -> None:
         with Registry.open(registry.root) as mine:
             for _ in range(6):
                 compress.pack(mine)
                 compress.unpack(mine)
-        done.set()
+        finished.set()
 
     thread = threading.Thread(target=turn)
     thread.start()
     n = 0
-    while not done.is_set():
+    while not finished.is_set():
         n += 1
         registry.pull(Ref.parse(f"team/sql:v{n % 3 + 1}"), tmp_path / f"out{n}")
         assert registry.store.size(weights(registry, "team/sql")) is not None
@@ -115,15 +115,15 @@ def test_killed_or_refused_at_any_system_call_every_version_stays(
     """Of calls in a row that are alike, the first, the last and some between."""
     calls = {"fsync": range(1, 10), "rename": (1, 3, 4), "unlink": (1, 3, 5, 8), "write": (2, 6, 14), "mkdir": (1, 3)}
 
-    def one(inject: str) -> int:
+    def run_with_fault(inject: str) -> int:
         root = tmp_path / inject.replace(":", "-")
         shutil.copytree(registry.root, root)
-        status = under_strace(inject, lambda: done(root, work))
+        status = under_strace(inject, lambda: work_on_registry(root, work))
         check_survived(root, work)
         shutil.rmtree(root)
         return status
 
-    statuses = [one(f"{call}:{fault}:when={when}") for call, whens in calls.items() for when in whens]
+    statuses = [run_with_fault(f"{call}:{fault}:when={call_number}") for call, whens in calls.items() for call_number in whens]
     failed = -signal.SIGKILL if "KILL" in fault else LocalIOError.exit_code
     assert set(statuses) <= {0, failed}
     assert statuses.count(failed) >= 7
@@ -134,7 +134,7 @@ def test_killed_at_random_times_every_version_stays(registry: Registry, work: st
     for n in range(4):
         root = tmp_path / f"r{n}"
         shutil.copytree(registry.root, root)
-        child = fork(lambda root=root: done(root, work))  # type: ignore[misc]
+        child = fork(lambda root=root: work_on_registry(root, work))  # type: ignore[misc]
         time.sleep(rng.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         finished([child])
@@ -163,9 +163,9 @@ def test_what_is_unpacked_between_two_looks_is_packed_again(
     settled = compress._Packer._has_valid_pack
 
     def and_unpacks(packer: Any, layer: Any) -> bool:
-        found = settled(packer, layer)
+        is_settled = settled(packer, layer)
         compress._unpack(registry, layer, dry_run=False)
-        return found
+        return is_settled
 
     monkeypatch.setattr(compress._Packer, "_has_valid_pack", and_unpacks)
     assert "packed" in {change.outcome for change in compress.pack(registry)}
@@ -180,7 +180,7 @@ def test_packing_during_pushes_removals_and_collections_loses_nothing(trained: T
     root, until = tmp_path / "registry", time.monotonic() + float(os.environ.get("ADAPTERHUB_SOAK", "0"))
     Registry.init(root).close()
 
-    def one(registry: Registry, ref: Ref, rng: random.Random, out: Path) -> None:
+    def work_once(registry: Registry, ref: Ref, rng: random.Random, out: Path) -> None:
         choice, step = rng.choice(["push", "push", "push", "pack", "pack", "unpack", "gc", "rm", "pull"]), rng.randrange(4)
         if choice == "push":
             with contextlib.suppress(RefusedError, NotFoundError):  # it was not removed, or was never pushed
@@ -206,7 +206,7 @@ def test_packing_during_pushes_removals_and_collections_loses_nothing(trained: T
                 n += 1
                 missing = contextlib.suppress(NotFoundError, ConflictError)  # not pushed yet, or removed
                 with Registry.open(root) as registry, missing:
-                    one(registry, Ref(f"team/{rng.choice('ab')}"), rng, tmp_path / f"out{seed}-{n}")
+                    work_once(registry, Ref(f"team/{rng.choice('ab')}"), rng, tmp_path / f"out{seed}-{n}")
 
         return work
 

@@ -88,9 +88,9 @@ def test_the_parts_of_an_fsck_read_each_blob_once(make: Make, tmp_path: Path) ->
 
 def test_the_parts_of_an_fsck_unpack_each_pack_once(make: Make, tmp_path: Path) -> None:
     def bytes_read(scope: Scope) -> int:
-        done = [0]
-        assert fsck(registry, scope=scope, progress=lambda count, _: done.append(count)) == []
-        return max(done)
+        counts = [0]
+        assert fsck(registry, scope=scope, progress=lambda count, _: counts.append(count)) == []
+        return max(counts)
 
     with Registry.init(tmp_path / "r") as registry:
         for seed in range(4):

@@ -33,8 +33,8 @@ SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.init(tmp_path / "registry") as made:
-        yield made
+    with Registry.init(tmp_path / "registry") as opened:
+        yield opened
 
 
 def blobs(registry: Registry) -> set[str]:
@@ -44,8 +44,8 @@ def blobs(registry: Registry) -> set[str]:
 def age(registry: Registry, hours: float = 100) -> None:
     """Let all that lies in the store have been written long ago."""
     for path in registry.store.root.rglob("*"):
-        when = path.stat().st_mtime - hours * 3600
-        os.utime(path, (when, when))
+        modified = path.stat().st_mtime - hours * 3600
+        os.utime(path, (modified, modified))
 
 
 def test_what_another_process_removes_while_gc_counts_what_waits_is_not_counted(
@@ -112,19 +112,19 @@ def test_a_push_puts_back_what_a_gc_took_from_under_it(
     registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     """As where leases and clocks say nothing: everything that has no name yet goes between the put and the move."""
-    real, taken = ingest.ingest, []
+    real, removed_names = ingest.ingest, []
 
-    def robbed(store: Any, folder: Path, *more: Any, **named: Any) -> Any:
-        done = real(store, folder, *more, **named)
-        if not taken:
+    def robbed(store: Any, folder: Path, *arguments: Any, **named: Any) -> Any:
+        result = real(store, folder, *arguments, **named)
+        if not removed_names:
             for path in list(store.blobs())[: 1 if lost == "one" else None]:
-                taken.append(path.name)
+                removed_names.append(path.name)
                 path.unlink()
-        return done
+        return result
 
     monkeypatch.setattr(ingest, "ingest", robbed)
     assert registry.push(make(), SQL).new
-    assert taken
+    assert removed_names
     assert fsck(registry) == []
     assert verify(registry, SQL) == []
 
@@ -187,13 +187,13 @@ def test_a_database_deleted_while_open_is_rebuilt(registry: Registry, make: Make
     registry.push(make("a"), SQL)
     for path in registry.root.glob("registry.db*"):
         path.unlink()
-    with Registry.open(registry.root) as other:
-        other.push(make("b", 1), Ref.parse("team/other"))
+    with Registry.open(registry.root) as other_registry:
+        other_registry.push(make("b", 1), Ref.parse("team/other"))
         assert registry.push(make("c", 2), SQL).number == 2
         assert registry.tag(Ref.parse("team/sql:v1"), "prod").number == 1
-        assert other.tag(Ref.parse("team/other"), "prod").number == 1
-        assert registry.list() == other.list()
-        assert fsck(registry) == fsck(other) == []
+        assert other_registry.tag(Ref.parse("team/other"), "prod").number == 1
+        assert registry.list() == other_registry.list()
+        assert fsck(registry) == fsck(other_registry) == []
     for path in registry.root.glob("registry.db*"):
         path.unlink()
     assert gc(registry, grace=0).blobs == 0
@@ -246,8 +246,8 @@ def test_a_name_from_which_others_were_made_goes_only_by_force(registry: Registr
     registry.push(made_from(make, "a2", 2, parent), Ref.parse("team/a"))  # its own children go with it
     registry.push(made_from(make, "b1", 3, parent), Ref.parse("team/b"))
     at = ("--registry", registry.root)
-    what = "team/b:v1 was made from team/a:v1 and could not be made again. --force removes it all the same"
-    assert run("rm", "team/a", *at, code=6).stderr == f"error: team/a: {what}  [has-children]\n"
+    reason = "team/b:v1 was made from team/a:v1 and could not be made again. --force removes it all the same"
+    assert run("rm", "team/a", *at, code=6).stderr == f"error: team/a: {reason}  [has-children]\n"
     copy = registry.push(make("a1", 1), Ref.parse("team/copy"))
     assert copy.digest == parent.digest
     registry.rm(Ref.parse("team/a"))  # the same version has another name
@@ -278,19 +278,19 @@ def test_a_parent_goes_with_the_last_that_was_made_from_it(registry: Registry, m
 
 def test_the_document_of_a_base_stays_as_long_as_its_name_means_it(registry: Registry, tmp_path: Path) -> None:
     spec = base(tmp_path / "base", 2)
-    kept = registered_bases.add(registry, "tiny", spec, source="here")
+    kept_base = registered_bases.add(registry, "tiny", spec, source="here")
     replaced = registered_bases.add(registry, "other", spec, source="elsewhere")
-    other = registered_bases.add(registry, "other", base(tmp_path / "more", 3), source="here", force=True)
+    other_base = registered_bases.add(registry, "other", base(tmp_path / "more", 3), source="here", force=True)
     age(registry, 23)
     assert (gc(registry).blobs, gc(registry).waiting) == (0, 1)
     age(registry, 2)
     assert gc(registry).blobs == 1
     assert not registry.store.blob_path(replaced.digest).exists()
     assert gc(registry, grace=0).blobs == 0
-    assert registered_bases.get(registry, "tiny").digest == kept.digest
+    assert registered_bases.get(registry, "tiny").digest == kept_base.digest
     registered_bases.remove(registry, "other")
     assert gc(registry, grace=0).blobs == 1
-    assert not registry.store.blob_path(other.digest).exists()
+    assert not registry.store.blob_path(other_base.digest).exists()
     assert fsck(registry) == []
 
 
@@ -309,10 +309,10 @@ def test_a_base_whose_log_cannot_be_read_loses_nothing(registry: Registry, tmp_p
 
 
 def test_a_lost_document_of_a_base_is_put_back(registry: Registry, tmp_path: Path) -> None:
-    found = registered_bases.add(registry, "tiny", base(tmp_path / "base", 2), source="here")
+    added_base = registered_bases.add(registry, "tiny", base(tmp_path / "base", 2), source="here")
     shutil.copytree(registry.root, tmp_path / "copy")
-    registry.store.blob_path(found.digest).unlink()
-    assert repair(registry, tmp_path / "copy") == [found.digest]
+    registry.store.blob_path(added_base.digest).unlink()
+    assert repair(registry, tmp_path / "copy") == [added_base.digest]
     assert fsck(registry) == []
 
 
@@ -345,5 +345,5 @@ def test_a_dropped_version_is_found_no_more(registry: Registry, make: Make) -> N
     assert [version_search.search(registry.index, version_search.Query(f"word{n}")).total for n in range(3)] == [0, 0, 1]
     assert registry.deprecations(["team/sql"]) == {}
     for table in ("texts", "facets", "metrics", "files", "made_from"):
-        left = registry.index.select(f"SELECT count(*) FROM {table} WHERE version NOT IN (SELECT id FROM versions)")
-        assert left == [(0,)]
+        orphan_count = registry.index.select(f"SELECT count(*) FROM {table} WHERE version NOT IN (SELECT id FROM versions)")
+        assert orphan_count == [(0,)]

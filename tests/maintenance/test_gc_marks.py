@@ -172,15 +172,15 @@ def test_a_gc_killed_at_any_file_leaves_the_next_one_the_same_needs(registry: Re
 
         def work(again: Path = again, count: int = len(codes)) -> None:
             with Registry.open(again) as copy:
-                files, left = copy.store.files, count
+                files, calls_left = copy.store.files, count
 
                 def killing(act: Callable[..., object]) -> Callable[..., object]:
-                    def acting(*words: object, **more: object) -> object:
-                        nonlocal left
-                        if not left:
+                    def acting(*words: object, **options: object) -> object:
+                        nonlocal calls_left
+                        if not calls_left:
                             os.kill(os.getpid(), signal.SIGKILL)
-                        left -= 1
-                        return act(*words, **more)
+                        calls_left -= 1
+                        return act(*words, **options)
 
                     return acting
 

@@ -18,7 +18,7 @@ def test_a_disagreement_is_reported_by_name_and_gone_after_a_rebuild(make: Make,
         with sqlite3.connect(tmp_path / "r/registry.db") as db:
             db.execute("UPDATE tags SET number = 2 WHERE tag = 'prod'")
         db.close()
-        (found,) = [finding for finding in fsck(registry) if finding.code == "catalog-wrong"]
-        assert "the tags of team/sql do not match its log: prod, 2 instead of prod, 1" in found.what
+        (finding,) = [finding for finding in fsck(registry) if finding.code == "catalog-wrong"]
+        assert "the tags of team/sql do not match its log: prod, 2 instead of prod, 1" in finding.what
         assert registry.rebuild_index() == []
         assert fsck(registry) == []

@@ -110,8 +110,8 @@ def test_a_name_is_moved_back_with_what_was_done_under_the_other_one_and_without
         retention.keep(registry, Ref(NEW), None)
         registry.push(make("a5", 5), Ref(NEW))
         before = contents(registry, NEW)
-        for there, back in ((NEW, OLD), (OLD, NEW), (NEW, OLD)):
-            assert name_moves.move(registry, there, back) == 4
+        for destination, back in ((NEW, OLD), (OLD, NEW), (NEW, OLD)):
+            assert name_moves.move(registry, destination, back) == 4
             assert contents(registry, back) == before
         assert errors(registry) == []
         with pytest.raises(NotFoundError, match="was moved to team/sql"):
@@ -153,13 +153,13 @@ def test_a_name_that_is_taken_was_removed_or_is_not_allowed_is_refused_and_nothi
 def test_what_another_process_records_meanwhile_moves_too(root: Path, make: Make) -> None:
     """A version that was pushed between the last copy and the removal went with the old name."""
     folder = make("late", 7)
-    with Registry.open(root) as registry, Registry.open(root) as other:
+    with Registry.open(root) as registry, Registry.open(root) as other_registry:
         before = contents(registry, OLD)
 
         def push_meanwhile(_entry: Entry) -> None:
             registry.ledger.on_commit = None
-            other.push(folder, Ref(OLD))
-            other.deprecate(Ref(OLD, number=4), "Use v5.")
+            other_registry.push(folder, Ref(OLD))
+            other_registry.deprecate(Ref(OLD, number=4), "Use v5.")
 
         registry.ledger.on_commit = push_meanwhile
         assert name_moves.move(registry, OLD, NEW) == 4
@@ -175,15 +175,15 @@ def killed(root: Path, steps: int, old: str, new: str, *, after: bool) -> int:
 
     def work() -> None:
         with Registry.open(root) as registry:
-            append, left = registry.store.log.append, steps
+            append, calls_left = registry.store.log.append, steps
 
-            def counting(*words: Any, **more: Any) -> bool:
-                nonlocal left
-                left -= 1
-                done = append(*words, **more) if left or after else False
-                if not left:
+            def counting(*words: Any, **options: Any) -> bool:
+                nonlocal calls_left
+                calls_left -= 1
+                is_appended = append(*words, **options) if calls_left or after else False
+                if not calls_left:
                     os.kill(os.getpid(), signal.SIGKILL)
-                return done
+                return is_appended
 
             registry.store.log.append = counting  # type: ignore[method-assign]
             name_moves.move(registry, old, new)

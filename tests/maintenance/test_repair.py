@@ -27,10 +27,10 @@ SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
 
 @pytest.fixture
 def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
-    with Registry.init(tmp_path / "registry") as made:
-        made.push(make("a", 1), SQL)
-        made.push(make("b", 2), PROD)
-        yield made
+    with Registry.init(tmp_path / "registry") as opened:
+        opened.push(make("a", 1), SQL)
+        opened.push(make("b", 2), PROD)
+        yield opened
 
 
 # ---- bytes
@@ -176,20 +176,24 @@ def test_every_reading_command_works_on_read_only_media(
         shutil.copy(tmp_path / "old.db", path)
     elif state not in ("at rest", "in use"):
         damage(path, state)
-    with Registry.open(read_only()) as found:
-        assert found.list() == rows
-        assert found.resolve(PROD).number == 2
-        assert found.show(PROD)["tags"] == ["latest", "prod"]
-        assert [finding for finding in fsck(found) if finding.severity == "error"] == []
-        assert verify(found, SQL) == []
-        assert [entry.op for entry in found.log(PROD)] == ["push"]
-        assert gc(found, dry_run=True).blobs == 0
-        assert disk_usage.usage(found).unlisted == 0  # whose lists cannot be kept
-        found.pull(SQL, tmp_path / "out")
-        for call in (lambda: found.tag(SQL, "new"), lambda: found.rm(PROD), lambda: found.push(tmp_path / "a", PROD)):
+    with Registry.open(read_only()) as read_only_registry:
+        assert read_only_registry.list() == rows
+        assert read_only_registry.resolve(PROD).number == 2
+        assert read_only_registry.show(PROD)["tags"] == ["latest", "prod"]
+        assert [finding for finding in fsck(read_only_registry) if finding.severity == "error"] == []
+        assert verify(read_only_registry, SQL) == []
+        assert [entry.op for entry in read_only_registry.log(PROD)] == ["push"]
+        assert gc(read_only_registry, dry_run=True).blobs == 0
+        assert disk_usage.usage(read_only_registry).unlisted == 0  # whose lists cannot be kept
+        read_only_registry.pull(SQL, tmp_path / "out")
+        for call in (
+            lambda: read_only_registry.tag(SQL, "new"),
+            lambda: read_only_registry.rm(PROD),
+            lambda: read_only_registry.push(tmp_path / "a", PROD),
+        ):
             with pytest.raises(LocalIOError, match="Read-only file system"):
                 call()
-        assert found.list() == rows
+        assert read_only_registry.list() == rows
 
 
 def test_a_file_system_without_shared_memory_gets_a_rollback_journal(
@@ -205,12 +209,12 @@ def test_a_file_system_without_shared_memory_gets_a_rollback_journal(
 
     monkeypatch.setattr(sqlite3, "connect", without)
     for _ in range(2):
-        with Registry.open(registry.root) as here:
-            assert here.list() == rows
-    with Registry.open(registry.root) as here, Registry.open(registry.root) as there:
-        assert here.push(make("c", 3), SQL).number == 3
-        assert there.push(make("d", 4), SQL).number == 4
-        assert fsck(here) == fsck(there) == []
+        with Registry.open(registry.root) as first:
+            assert first.list() == rows
+    with Registry.open(registry.root) as first, Registry.open(registry.root) as second:
+        assert first.push(make("c", 3), SQL).number == 3
+        assert second.push(make("d", 4), SQL).number == 4
+        assert fsck(first) == fsck(second) == []
     header = (registry.root / "registry.db").read_bytes()[:20]
     assert header[18:] == b"\1\1"
     with Registry.init(registry.root.parent / "new") as new:

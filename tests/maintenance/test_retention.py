@@ -25,8 +25,8 @@ from tests.support.adapters import Make
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.init(tmp_path / "registry") as made:
-        yield made
+    with Registry.init(tmp_path / "registry") as opened:
+        yield opened
 
 
 def test_versions_are_dropped_only_where_requested(registry: Registry, make: Make) -> None:
@@ -141,8 +141,8 @@ def test_a_name_keeps_its_newest_versions_and_those_younger_than_an_age(
     assert b'"version":8' in registry.store.log.path("team/sql", 8 - 1).read_bytes()
     assert b'"version":2' in registry.store.log.path("team/last", 7).read_bytes()  # which older programs read
     gc(registry, grace=0, last=5, ttl=10**9)  # a choice wins
-    kept = {name: [row.number for row in registry.list(f"team/{name}")] for name in ("sql", "young", "last")}
-    assert kept == {"sql": [6, 5, 4, 1], "young": [6, 5, 1], "last": [6, 1]}
+    kept_numbers = {name: [row.number for row in registry.list(f"team/{name}")] for name in ("sql", "young", "last")}
+    assert kept_numbers == {"sql": [6, 5, 4, 1], "young": [6, 5, 1], "last": [6, 1]}
     assert registry.rebuild_index() == fsck(registry) == []
     assert retention.chosen_rule(registry, SQL) == KeepRule(3, 90 * 86400)
 

@@ -126,6 +126,6 @@ def test_a_name_that_is_a_folder_here_is_noted(run: Run, tmp_path: Path) -> None
         "a: models/tiny is recorded as the name of its base on the Hub, and is a folder here"
         in run("push", "a", "team/a").stderr
     )
-    other = adapter(tmp_path / "b", pairs(2), base_model_name_or_path="acme/tiny")
-    assert "local-base-name" not in run("validate", other).stdout
+    other_folder = adapter(tmp_path / "b", pairs(2), base_model_name_or_path="acme/tiny")
+    assert "local-base-name" not in run("validate", other_folder).stdout
     assert run("push", "b", "team/b").stderr == ""

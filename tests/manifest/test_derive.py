@@ -65,8 +65,8 @@ def test_a_readme_and_a_declaration_added_later_keep_the_training_record(make: M
     derive.describe(folder, training=Training(seed=1)).write(folder)
     (folder / "MORE.md").write_text("more")
     (folder / "adapter.toml").write_text('license = "MIT"')
-    found, raw = derive.finalize(folder)
-    assert (found.training, found.license) == (Training(seed=1), "MIT")
+    manifest, raw = derive.finalize(folder)
+    assert (manifest.training, manifest.license) == (Training(seed=1), "MIT")
     assert json.loads(raw)["files"][0]["path"] == "MORE.md"
 
 
@@ -140,20 +140,24 @@ def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> No
     (folder / "adapter.toml").unlink()
     files = [entry for entry in json.loads(old)["files"] if entry["path"] != "adapter.toml"]
     (folder / "adapter.json").write_text(json.dumps({**json.loads(old), "files": files}))
-    found, raw = derive.finalize(folder)
-    assert found.training is not None
-    assert (found.license, found.base.quantization, found.training.data) == ("MIT", "nf4", (TrainingData(license="CC0"),))
+    manifest, raw = derive.finalize(folder)
+    assert manifest.training is not None
+    assert (manifest.license, manifest.base.quantization, manifest.training.data) == (
+        "MIT",
+        "nf4",
+        (TrainingData(license="CC0"),),
+    )
     assert raw == (folder / "adapter.json").read_bytes()
 
 
 def test_the_card_declares_what_nothing_else_does(make: Make) -> None:
     folder = make()
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ndescription: Writes SQL.\n---\n# SQL\n")
-    made = derive.finalize(folder)[0]
-    assert (made.license, made.description) == ("apache-2.0", "Writes SQL.")
+    manifest = derive.finalize(folder)[0]
+    assert (manifest.license, manifest.description) == ("apache-2.0", "Writes SQL.")
     (folder / "adapter.toml").write_text('license = "MIT"\n')
-    made, raw = derive.finalize(folder)
-    assert (made.license, made.description) == ("MIT", "Writes SQL.")
+    manifest, raw = derive.finalize(folder)
+    assert (manifest.license, manifest.description) == ("MIT", "Writes SQL.")
     (folder / "adapter.toml").unlink()
     (folder / "adapter.json").write_bytes(raw)
     (folder / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")

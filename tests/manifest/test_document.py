@@ -57,13 +57,13 @@ def valid(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 def _of_kind(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     if kind == "object" and "properties" in schema:
         required = {key: valid(part) for key, part in schema["properties"].items() if key in schema.get("required", ())}
-        others = {key: valid(part) for key, part in schema["properties"].items() if key not in required}
-        return st.fixed_dictionaries(required, optional=others)
+        optional = {key: valid(part) for key, part in schema["properties"].items() if key not in required}
+        return st.fixed_dictionaries(required, optional=optional)
     if kind == "object":
-        more = schema.get("additionalProperties")
+        additional = schema.get("additionalProperties")
         if "propertyNames" in schema:
             return st.dictionaries(st.just("org.example.notes"), st.dictionaries(texts, values, max_size=2), max_size=1)
-        return st.dictionaries(texts, valid(more) if isinstance(more, dict) else values, max_size=2)
+        return st.dictionaries(texts, valid(additional) if isinstance(additional, dict) else values, max_size=2)
     if kind == "array":
         return st.lists(valid(schema["items"]), max_size=2, unique=bool(schema.get("uniqueItems")))
     if kind == "number" and ("exclusiveMinimum" in schema or "minimum" in schema):
@@ -79,30 +79,35 @@ def _of_kind(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 @settings(max_examples=150, deadline=None)
 @given(valid(SCHEMA))
-def test_a_valid_document_comes_back_as_it_was(found: dict[str, Any]) -> None:
-    manifest = AdapterManifest.from_dict(found, "adapter.json")
-    assert manifest.to_dict() == found
+def test_a_valid_document_comes_back_as_it_was(document: dict[str, Any]) -> None:
+    manifest = AdapterManifest.from_dict(document, "adapter.json")
+    assert manifest.to_dict() == document
     assert AdapterManifest.parse(manifest.dump(), "adapter.json") == manifest
-    assert AdapterManifest.salvage(found) == manifest
+    assert AdapterManifest.salvage(document) == manifest
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(SCHEMA["properties"])), st.one_of(values, st.dictionaries(texts, values))))
-def test_any_object_can_be_salvaged_and_written(found: dict[str, Any]) -> None:
-    AdapterManifest.salvage(found).dump()
+def test_any_object_can_be_salvaged_and_written(document: dict[str, Any]) -> None:
+    AdapterManifest.salvage(document).dump()
 
 
 def test_what_fits_is_salvaged_and_nothing_else() -> None:
-    found = AdapterManifest.salvage({
+    salvaged = AdapterManifest.salvage({
         "name": 3, "r": True, "alpha": 8.0, "parameters": 16.0, "format": None, "targets": ["q_proj", 3], "base": ["x"],
         "parents": [{"ref": "team/a"}, "b"], "training": {"data": {}, "metrics": {"loss": "low"}}, "files": "none",
         "modules": {"x": {"r": 4}, "y": 4},
     })  # fmt: skip
-    assert (found.name, found.r, found.alpha, found.parameters, found.format) == (None, None, 8.0, 16, "")
-    assert (found.targets, found.base.repo, found.parents, found.files) == (("q_proj",), None, (Parent("", "team/a"),), ())
-    assert found.training is not None
-    assert (found.training.data, found.training.metrics) == (None, {"loss": "low"})
-    assert found.max_rank == 4
+    assert (salvaged.name, salvaged.r, salvaged.alpha, salvaged.parameters, salvaged.format) == (None, None, 8.0, 16, "")
+    assert (salvaged.targets, salvaged.base.repo, salvaged.parents, salvaged.files) == (
+        ("q_proj",),
+        None,
+        (Parent("", "team/a"),),
+        (),
+    )
+    assert salvaged.training is not None
+    assert (salvaged.training.data, salvaged.training.metrics) == (None, {"loss": "low"})
+    assert salvaged.max_rank == 4
 
 
 def test_a_recipe_has_a_rank_of_null_and_no_other_null(tmp_path: Path) -> None:
@@ -151,8 +156,8 @@ def test_a_store_of_schema_1_is_listed_pulled_and_rebuilt(old: Path, tmp_path: P
     rows = json.loads(run("list", *at).stdout)["adapters"]
     assert {row["ref"]: row["digest"] for row in rows}.items() >= VERSIONS.items()
     assert {(row["base"], row["license"]) for row in rows} == {("org/base", "MIT"), ("org/base", None)}
-    shown = json.loads(run("show", "team/sql", *at).stdout)
-    assert (shown["manifest"]["license"], shown["manifest"]["schema_version"]) == ("MIT", "1.0")
+    details = json.loads(run("show", "team/sql", *at).stdout)
+    assert (details["manifest"]["license"], details["manifest"]["schema_version"]) == ("MIT", "1.0")
     assert "nf4" in run("show", "team/sql", "--registry", old).stdout
     assert "merged by cat" in run("lineage", "team/both", "--registry", old).stdout
     assert json.loads(run("fsck", *at).stdout)["ok"]

@@ -9,7 +9,7 @@ from adapterhub.manifest.licensing import LicensedPart
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("license_text", "expected"),
     [
         ("apache-2.0", "Apache-2.0"),
         ("MIT OR Apache-2.0", "MIT OR Apache-2.0"),
@@ -31,8 +31,8 @@ from adapterhub.manifest.licensing import LicensedPart
         ("LicenseRef-a:b", "LicenseRef-a-b"),
     ],
 )
-def test_a_license_is_written_as_spdx_does(given: str | None, expected: str) -> None:
-    assert licensing.expression(given) == expected
+def test_a_license_is_written_as_spdx_does(license_text: str | None, expected: str) -> None:
+    assert licensing.expression(license_text) == expected
 
 
 _HUB_LICENSES = (  # ids of the Hub's list that SPDX has too
@@ -76,7 +76,7 @@ def test_a_choice_stays_one_where_licenses_are_joined_and_a_missing_one_is_named
         LicensedPart("base", "b", "gemma"),
         LicensedPart("parent", "c", None),
     ]
-    found = licensing.combine(parts)
-    assert found.expression == "(MIT OR Apache-2.0) AND LicenseRef-gemma"
-    assert found.missing == ("parent c",)
-    assert any("no license is recorded" in reason for reason in found.reasons)
+    combined = licensing.combine(parts)
+    assert combined.expression == "(MIT OR Apache-2.0) AND LicenseRef-gemma"
+    assert combined.missing == ("parent c",)
+    assert any("no license is recorded" in reason for reason in combined.reasons)

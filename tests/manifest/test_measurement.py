@@ -20,10 +20,10 @@ from tests.support.adapters import Make
 @pytest.fixture
 def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
     """Two versions."""
-    with Registry.init(tmp_path / "registry") as made:
+    with Registry.init(tmp_path / "registry") as opened:
         for seed in (1, 2):
-            made.push(make(f"a{seed}", seed), SQL)
-        yield made
+            opened.push(make(f"a{seed}", seed), SQL)
+        yield opened
 
 
 @pytest.mark.parametrize(

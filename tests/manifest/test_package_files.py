@@ -33,9 +33,9 @@ def fill(folder: Path) -> Path:
 
 
 def test_what_a_trainer_leaves_is_left_out_by_name(make: Make) -> None:
-    found = listing(fill(make()))
-    assert found.files == tuple(sorted(PACKAGED))
-    assert found.skipped == tuple(sorted(LEFT_OUT))
+    packaged = listing(fill(make()))
+    assert packaged.files == tuple(sorted(PACKAGED))
+    assert packaged.skipped == tuple(sorted(LEFT_OUT))
 
 
 def test_a_version_of_others_may_contain_nothing_else(make: Make) -> None:
@@ -59,7 +59,7 @@ def test_a_pickle_without_weights_is_refused(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("selection", "gone"),
+    ("selection", "excluded"),
     [
         (Selection(exclude=("trainer_state.json",)), {"trainer_state.json"}),
         (Selection(exclude=("*.json",)), {"adapter_config.json", "tokenizer.json", "trainer_state.json"}),
@@ -70,8 +70,8 @@ def test_a_pickle_without_weights_is_refused(make: Make) -> None:
         ),
     ],
 )
-def test_patterns_choose_among_the_files_that_can_be_packaged(make: Make, selection: Selection, gone: set[str]) -> None:
-    assert set(listing(fill(make()), selection=selection).files) == set(PACKAGED) - gone
+def test_patterns_choose_among_the_files_that_can_be_packaged(make: Make, selection: Selection, excluded: set[str]) -> None:
+    assert set(listing(fill(make()), selection=selection).files) == set(PACKAGED) - excluded
 
 
 def test_an_ignore_file_excludes_as_the_option_does(make: Make) -> None:
@@ -79,9 +79,9 @@ def test_an_ignore_file_excludes_as_the_option_does(make: Make) -> None:
     (folder / "logs").mkdir()
     (folder / "logs/a.json").write_text("{}")
     (folder / ".adapterhubignore").write_text("# of the trainer\n\ntrainer_state.json\nlogs/\n")
-    found = listing(folder)
-    assert set(found.files) == set(PACKAGED) - {"trainer_state.json"}
-    assert {"logs/a.json", ".adapterhubignore"} <= set(found.skipped)
+    packaged = listing(folder)
+    assert set(packaged.files) == set(PACKAGED) - {"trainer_state.json"}
+    assert {"logs/a.json", ".adapterhubignore"} <= set(packaged.skipped)
 
 
 @pytest.mark.parametrize("text", ["x\n" * (MAX_PATTERNS + 1), "x" * (MAX_PATTERN + 1)])

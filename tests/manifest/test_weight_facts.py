@@ -28,8 +28,8 @@ def test_a_document_edited_by_hand_is_found_out(make: Make) -> None:
 def test_a_number_is_no_name_of_a_module_and_was_one_in_older_records(tmp_path: Path) -> None:
     delta = LowRank(np.ones((2, 8), np.float32), np.ones((8, 2), np.float32), 2.0)
     adapter = Adapter({"unet.a.to_out.0": delta, "unet.a.to_q": delta})
-    found = weight_facts.weight_facts(adapter, "kohya")
-    assert found["targets"] == ("to_out.0", "to_q")
+    facts = weight_facts.weight_facts(adapter, "kohya")
+    assert facts["targets"] == ("to_out.0", "to_q")
     fields = {"name": None, "base": None, "task": None, "files": ()}
-    old = AdapterManifest(**fields, **{**found, "targets": ("0", "to_q")})  # type: ignore[arg-type]
+    old = AdapterManifest(**fields, **{**facts, "targets": ("0", "to_q")})  # type: ignore[arg-type]
     weight_facts.check_facts(old, Inspection("kohya", adapter), "a", folder=tmp_path)

@@ -14,10 +14,10 @@ from adapterhub_converters.adapter import Adapter, LowRank, Meta
 Dense = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def low_rank(r: int, m: int = 12, n: int = 9, seed: int = 0, **more: Any) -> LowRank:
+def low_rank(r: int, m: int = 12, n: int = 9, seed: int = 0, **fields: Any) -> LowRank:
     rng = np.random.default_rng(seed)
     lora_A, lora_B = rng.normal(size=(r, n)).astype(np.float32), rng.normal(size=(m, r)).astype(np.float32)
-    return LowRank(lora_A, lora_B, **{"alpha": 3.0, **more})
+    return LowRank(lora_A, lora_B, **{"alpha": 3.0, **fields})
 
 
 def dense(delta: Any) -> Dense:
@@ -30,7 +30,7 @@ def adapter(*, base: str | None = "b", **deltas: Any) -> Adapter:
     return Adapter(deltas, meta=Meta(base_model=base))
 
 
-def some(ranks: tuple[int, ...] = (3, 5), m: int = 12, n: int = 9) -> list[LowRank]:
+def two_deltas(ranks: tuple[int, ...] = (3, 5), m: int = 12, n: int = 9) -> list[LowRank]:
     return [low_rank(r, m, n, seed, alpha=float(seed + 2), rslora=seed % 2 == 1) for seed, r in enumerate(ranks)]
 
 
@@ -47,8 +47,8 @@ def merged(deltas: Sequence[Any], weights: Sequence[float], method: str, *, rank
     return dense(result.deltas["q"])
 
 
-def close(found: np.ndarray, wanted: np.ndarray, most: float = 1e-5) -> None:
-    np.testing.assert_allclose(found, wanted, atol=most * np.abs(wanted).max())
+def close(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+    np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max())
 
 
 def trim(x: Dense, density: float) -> Dense:

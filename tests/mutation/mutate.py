@@ -67,28 +67,34 @@ _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 
 def mutants(tree: ast.Module, lines: list[str]) -> Iterator[tuple[str, ast.Module]]:
     """Each change as its line with `<before>` marked and what that is now, and the module with it."""
-    inside = [node for found in tree.body if isinstance(found, ast.FunctionDef | ast.ClassDef) for node in _code(found)]
+    inside = [
+        node for definition in tree.body if isinstance(definition, ast.FunctionDef | ast.ClassDef) for node in _code(definition)
+    ]
     numbers = {id(node): number for number, node in enumerate(ast.walk(tree))}
     for node in inside:
-        made = copy.deepcopy(tree)
-        twin = [*ast.walk(made)][numbers[id(node)]]
+        mutant_tree = copy.deepcopy(tree)
+        twin = [*ast.walk(mutant_tree)][numbers[id(node)]]
         before = ast.unparse(node)
         if _change(twin):
             line = lines[node.lineno - 1]
-            rest = line[node.end_col_offset :] if node.end_lineno == node.lineno else ""
-            place = f"{line[: node.col_offset].lstrip()}<{before}>{rest}"
-            yield f"{place} is {ast.unparse(twin)}", ast.fix_missing_locations(made)
+            rest_of_line = line[node.end_col_offset :] if node.end_lineno == node.lineno else ""
+            place = f"{line[: node.col_offset].lstrip()}<{before}>{rest_of_line}"
+            yield f"{place} is {ast.unparse(twin)}", ast.fix_missing_locations(mutant_tree)
 
 
-def _code(found: ast.AST) -> Iterator[ast.expr]:
+def _code(definition: ast.AST) -> Iterator[ast.expr]:
     """The expressions of functions, without annotations, defaults of dataclasses, docstrings, lengths of shown texts and the -1
     of `reshape`, for which numpy takes any negative number.
     """
-    shown = [node for one in ast.walk(found) if isinstance(one, ast.FormattedValue) for node in ast.walk(one)]
-    lengths = {id(node) for one in shown if isinstance(one, ast.Slice) for node in ast.walk(one)}
-    calls = [one for one in ast.walk(found) if isinstance(one, ast.Call) and getattr(one.func, "attr", "") == "reshape"]
+    formatted_nodes = [
+        node for formatted in ast.walk(definition) if isinstance(formatted, ast.FormattedValue) for node in ast.walk(formatted)
+    ]
+    lengths = {id(node) for slice_node in formatted_nodes if isinstance(slice_node, ast.Slice) for node in ast.walk(slice_node)}
+    calls = [
+        call for call in ast.walk(definition) if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "reshape"
+    ]
     lengths |= {id(size.operand) for call in calls for size in call.args if isinstance(size, ast.UnaryOp)}
-    functions = [node for node in ast.walk(found) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(definition) if isinstance(node, ast.FunctionDef)]
     # By identity, since a function inside another one is found twice.
     nodes = {id(node): node for function in functions for statement in function.body for node in ast.walk(statement)}
     yield from (node for key, node in nodes.items() if isinstance(node, ast.expr) and key not in lengths)
@@ -116,17 +122,17 @@ def _change(node: ast.AST) -> bool:
 def functions(module: ModuleType | type, names: dict[str, Any]) -> Iterator[tuple[FunctionType, FunctionType]]:
     """Each function of a module or a class that was imported, and the same of the changed one."""
     for name, value in vars(module).items():
-        found, other = _plain(value), _plain(names.get(name))
-        if isinstance(found, FunctionType) and isinstance(other, FunctionType):
-            yield found, other
-        elif isinstance(found, type) and isinstance(other, type) and found.__module__ == other.__module__:
-            yield from functions(found, dict(vars(other)))
+        original, mutated_value = _plain(value), _plain(names.get(name))
+        if isinstance(original, FunctionType) and isinstance(mutated_value, FunctionType):
+            yield original, mutated_value
+        elif isinstance(original, type) and isinstance(mutated_value, type) and original.__module__ == mutated_value.__module__:
+            yield from functions(original, dict(vars(mutated_value)))
 
 
-def _plain(found: object) -> object:
+def _plain(value: object) -> object:
     """The function below a property, a class method or a decorator."""
-    found = getattr(found, "fget", None) or getattr(found, "__func__", found)
-    return inspect.unwrap(found) if callable(found) else found
+    value = getattr(value, "fget", None) or getattr(value, "__func__", value)
+    return inspect.unwrap(value) if callable(value) else value
 
 
 def survives(module: ModuleType, mutant: ast.Module, tests: str) -> bool:
@@ -140,8 +146,8 @@ def survives(module: ModuleType, mutant: ast.Module, tests: str) -> bool:
                 os.dup2(nowhere.fileno(), stream)
             names: dict[str, Any] = {"__name__": module.__name__, "__package__": module.__package__}
             exec(compile(mutant, str(module.__file__), "exec"), names)
-            for found, other in functions(module, names):
-                found.__code__ = other.__code__
+            for original, mutated_function in functions(module, names):
+                original.__code__ = mutated_function.__code__
             for value in vars(module).values():
                 if hasattr(value, "cache_clear"):  # what the function returned before it was changed
                     value.cache_clear()
@@ -149,8 +155,8 @@ def survives(module: ModuleType, mutant: ast.Module, tests: str) -> bool:
         os._exit(code)
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
             return status == 0
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
@@ -162,8 +168,8 @@ def main(names: list[str]) -> int:
     """Mutate the modules that are named, or all; 1 if a survivor is not known."""
     os.chdir(ROOT)
     unknown = 0
-    known = tomllib.loads((Path(__file__).parent / "same.toml").read_text())["same"]
-    reasons = {(one["module"], one["change"]): one["reason"] for one in known}
+    equivalents = tomllib.loads((Path(__file__).parent / "same.toml").read_text())["same"]
+    reasons = {(equivalent["module"], equivalent["change"]): equivalent["reason"] for equivalent in equivalents}
     for name in names or TARGETS:
         module = importlib.import_module(name)
         text, count, equal, alive = Path(str(module.__file__)).read_text(), 0, 0, 0

@@ -66,10 +66,10 @@ def test_an_endpoint_is_asked_for_the_version_at_an_address_and_junit_names_it(m
         with hub.registry() as registry:
             digest = registry.push(make("a1", 1), Ref.parse("team/sql:staging")).digest
         words = ("eval", address(hub, "hub+http"), "--tests", "golden.jsonl", "--url", url, "--junit", "golden.xml")
-        done = run(*words, env={"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token})
+        result = run(*words, env={"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token})
         with hub.registry() as registry:
             [evaluation] = registry.show(Ref("team/sql"))["evaluations"]
-    assert f"recorded for {address(hub, 'hub+http')}" in done.stdout
+    assert f"recorded for {address(hub, 'hub+http')}" in result.stdout
     assert evaluation["cases"] == {"greets": 1.0}
     assert requests[0][1]["model"] == f"team/sql@{digest}"
     assert f'value="team/sql@{digest}"' in (tmp_path / "golden.xml").read_text()

@@ -50,7 +50,7 @@ def test_an_endpoint_is_asked_by_digest_and_the_rates_are_recorded_shown_and_sea
     with chat_server(answered) as (url, requests):
         words = ("eval", "team/sql", "--tests", path, "--url", url, "--samples", "2", "--temperature", "0.7", "--seed", "4")
         document = json.loads(run(*words, "--junit", "golden.xml", "--json", code=1, env={"ADAPTERHUB_ENGINE_KEY": "k"}).stdout)
-        shown = run(*words, "--gate", "pass>=0.75").stdout
+        output = run(*words, "--gate", "pass>=0.75").stdout
         failed = run(*words, "--gate", "pass>0.75", code=1).stdout
     assert requests[0][1]["model"] == f"team/sql@{pushed}"
     assert requests[0][0]["authorization"] == "Bearer k"
@@ -59,9 +59,9 @@ def test_an_endpoint_is_asked_by_digest_and_the_rates_are_recorded_shown_and_sea
     )  # fmt: skip
     assert (document["ok"], document["recorded"], document["digest"]) == (False, "team/sql:v1", pushed)
     assert document["results"][1]["problem"] == "does not match '^[0-9]+$'"
-    assert "counts    1/2  does not match '^[0-9]+$'" in shown
-    assert "1 of 2 tests passed, 75.0% of the answers right" in shown
-    assert "passed: pass>=0.75 (0.75)" in shown
+    assert "counts    1/2  does not match '^[0-9]+$'" in output
+    assert "1 of 2 tests passed, 75.0% of the answers right" in output
+    assert "passed: pass>=0.75 (0.75)" in output
     assert "FAILED: pass>0.75 (0.75)" in failed
     assert f'value="team/sql@{pushed}"' in (tmp_path / "golden.xml").read_text()
     [evaluation] = json.loads(run("show", "team/sql", "--json").stdout)["evaluations"]

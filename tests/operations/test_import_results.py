@@ -43,8 +43,8 @@ def test_results_are_recorded_shown_searched_and_in_a_policy(
     assert (lm_eval["name"], lm_eval["metrics"]["samples"]) == ("tiny_gen", 3.0)
     assert lm_eval["base"] == {"tool": "lm-evaluation-harness", "version": "0.4.13", "file": LM_EVAL.name}
     assert promptfoo["cases"] == {"not empty": 1.0, "test-1": 0.0}
-    shown = json.loads(run("show", "team/sql", "--json").stdout)["evaluations"]
-    assert [item["name"] for item in shown] == ["golden", "tiny_gen"]
+    evaluations = json.loads(run("show", "team/sql", "--json").stdout)["evaluations"]
+    assert [item["name"] for item in evaluations] == ["golden", "tiny_gen"]
     assert json.loads(run("search", "--metric", "golden_pass_rate>0.4", "--json").stdout)["total"] == 1
     failed = run("eval", "team/sql", "--import", results(FIXTURES / "promptfoo.json"), "--gate", "pass_rate>0.5", code=1).stdout
     assert "golden  pass_rate    0.5  promptfoo 0.121.20" in failed

@@ -30,12 +30,12 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     manifest = derive.describe(folder, files=files, card=Card())
     assert manifest.license is None
     raw = manifest.dump()
-    made = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
+    package = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
     with Registry.init(tmp_path / "registry") as registry, registry.store.lease("push"):
         blobs = [(folder / path).read_bytes() for path in files]
-        for blob in (*blobs, raw, made.config_bytes, made.raw):
+        for blob in (*blobs, raw, package.config_bytes, package.raw):
             registry.store.put_bytes(blob)
-        registry.push_manifest(made, Ref.parse("team/sql"))
+        registry.push_manifest(package, Ref.parse("team/sql"))
     push("team/sql", "layout://sql.tar:v1", workspace=Workspace(registry=tmp_path / "registry"))
     return "layout://sql.tar:v1"
 

@@ -84,11 +84,11 @@ def test_a_pull_does_what_its_dry_run_shows(run: Run, sql: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("pull team/sql --dry-run --to mlx", "--dry-run: shows the files of a version. Leave out --to"),
         ("pull --locked --dry-run", "--locked: takes refs and addresses from the lock file"),
     ],
 )
-def test_what_has_no_dry_run_is_refused(run: Run, words: str, told: str) -> None:
-    assert told in run(*words.split(), code=2).stderr
+def test_what_has_no_dry_run_is_refused(run: Run, words: str, message: str) -> None:
+    assert message in run(*words.split(), code=2).stderr

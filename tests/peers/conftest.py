@@ -23,13 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def hf_client(request: pytest.FixtureRequest, tmp_path: Path) -> HubClient:
     """Each huggingface_hub that is supported; of some only by `parametrize("hf_client", [("2.4.0", None)], indirect=True)`."""
     version, xet = request.param
-    return HubClient.of(version, xet, tmp_path / "hf-home")
+    return HubClient.create(version, xet, tmp_path / "hf-home")
 
 
 @pytest.fixture
 def js_client() -> JavaScriptClient:
     """@huggingface/hub."""
-    return JavaScriptClient.of()
+    return JavaScriptClient.create()
 
 
 @pytest.fixture(scope="session", name="postgres")

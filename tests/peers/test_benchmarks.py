@@ -50,7 +50,7 @@ def test_figures_make_sense(script: str, smoke: Any) -> None:
     if script == "gateway":
         llama_server.program()  # nothing is measured without it: skips where the processor cannot run it
     elif os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
-        {"convert": llama_cpp_scripts.downloaded, "merge": mergekit_env.made}.get(script, lambda: None)()
+        {"convert": llama_cpp_scripts.downloaded, "merge": mergekit_env.create}.get(script, lambda: None)()
     report, output = smoke(script)
     lacking = set()
     for result in report["results"]:
@@ -66,8 +66,8 @@ def test_figures_make_sense(script: str, smoke: Any) -> None:
                 assert math.isfinite(value), (name, column)
                 assert value > 0 or (value == 0 and column in MAY_BE_ZERO), (name, column)
             for column, ratio in program["ratios"].items():
-                first, other = ours[column], program["figures"][column]
-                assert ratio == pytest.approx(first / other if column.endswith("/s") else other / first)
+                first, their_figure = ours[column], program["figures"][column]
+                assert ratio == pytest.approx(first / their_figure if column.endswith("/s") else their_figure / first)
             assert name == "adapterhub" or not ours or program["ratios"]
     assert report["results"]
     if any(peer.startswith("llama_server") for peer in lacking):

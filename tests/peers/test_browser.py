@@ -28,9 +28,9 @@ def page(tmp_path: Path) -> Callable[[str], str]:
 
 def test_the_tables_of_a_notebook_are_accessible(chromium: Browser, page: Callable[[str], str], make: Make) -> None:
     adapter = make()
-    shown = ah.check(adapter)._repr_html_() + ah.load(adapter).manifest._repr_html_()
-    assert chromium.violations(page(shown)) == []
-    assert chromium.visit(page(shown), "result = page.locator('th').count()") > 0
+    html = ah.check(adapter)._repr_html_() + ah.load(adapter).manifest._repr_html_()
+    assert chromium.violations(page(html)) == []
+    assert chromium.visit(page(html), "result = page.locator('th').count()") > 0
 
 
 def test_axe_sees_what_is_wrong(chromium: Browser, page: Callable[[str], str]) -> None:

@@ -30,8 +30,8 @@ def validated(path: Path) -> subprocess.CompletedProcess[str]:
 def test_a_template_is_a_resource_of_kubernetes(template: Path, tmp_path: Path) -> None:
     document = rendered(template, **SWITCHES)
     (tmp_path / "good.json").write_text(json.dumps(document))
-    done = validated(tmp_path / "good.json")
-    assert (done.returncode, "passed" in done.stdout + done.stderr) == (0, True), done.stdout + done.stderr
+    result = validated(tmp_path / "good.json")
+    assert (result.returncode, "passed" in result.stdout + result.stderr) == (0, True), result.stdout + result.stderr
     (tmp_path / "bad.json").write_text(json.dumps({**document, "spec": {**document["spec"], "replica": 1}}))
     assert validated(tmp_path / "bad.json").returncode != 0
 
@@ -45,8 +45,8 @@ def test_helm_renders_each_chart_as_we_do(chart: Path, values: dict[str, Any]) -
     lint = subprocess.run([program, "lint", "--strict", chart], check=False, capture_output=True, text=True)
     assert (lint.returncode, "[WARNING]" in lint.stdout) == (0, False), lint.stdout
     words = [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    done = subprocess.run([program, "template", "team", chart, *words], check=True, capture_output=True, text=True)
-    documents = [document for document in yaml.safe_load_all(done.stdout) if document is not None]
+    result = subprocess.run([program, "template", "team", chart, *words], check=True, capture_output=True, text=True)
+    documents = [document for document in yaml.safe_load_all(result.stdout) if document is not None]
     ours = [rendered(template, **values) for template in (chart / "templates").glob("*.yaml")]
     assert sorted(json.dumps(document, sort_keys=True) for document in documents) == sorted(
         json.dumps(document, sort_keys=True) for document in ours if document is not None

@@ -93,8 +93,13 @@ class Load:
 
     def _verdict(self, prompt: str, number: int | None) -> str:
         name = "base" if number is None else f"team/a{number}:prod"
-        asked: dict[str, Any] = {"model": name, "prompt": self.models.tokens(prompt), "max_tokens": COUNT, "temperature": 0}
-        reply = self.gateway.post("/v1/completions", {**asked, "logit_bias": serving.BIAS})
+        completion: dict[str, Any] = {
+            "model": name,
+            "prompt": self.models.tokens(prompt),
+            "max_tokens": COUNT,
+            "temperature": 0,
+        }
+        reply = self.gateway.post("/v1/completions", {**completion, "logit_bias": serving.BIAS})
         if reply.status in WORDS_WHILE_DOWN and reply.document["error"]["code"] == WORDS_WHILE_DOWN[reply.status]:
             time.sleep(0.05)
             return str(reply.status)

@@ -41,10 +41,10 @@ def test_what_is_left_out_is_not_there_though_it_is_depended_on() -> None:
 def test_racing_workers_make_it_once(cache: Path) -> None:
     script = f"from tests.support.environments import environment; print(environment({SMALL!r}))"
     racing = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    pythons = {Path(one.communicate()[0].strip()) for one in racing}
+    pythons = {Path(process.communicate()[0].strip()) for process in racing}
     assert pythons == {environment(SMALL)}
-    (made,) = (path for path in cache.iterdir() if path.is_dir())
-    assert importable(made / "bin/python", "idna")
+    (environment_folder,) = (path for path in cache.iterdir() if path.is_dir())
+    assert importable(environment_folder / "bin/python", "idna")
 
 
 def test_one_that_was_interrupted_is_made_anew() -> None:

@@ -66,8 +66,8 @@ def test_an_extra_alone_does_what_it_is_for_and_names_the_extra_that_another_com
         out = ""
         if line.startswith("hub start") and process.stdout and (out := process.stdout.readline()):
             os.killpg(process.pid, signal.SIGTERM)  # it serves
-        rest, err = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(command, process.returncode, out + rest, err)
+        remaining_output, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(command, process.returncode, out + remaining_output, err)
 
     run("init registry")
     (tmp_path / "new.jsonl").write_text('{"text": "text"}\n')

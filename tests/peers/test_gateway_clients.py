@@ -94,8 +94,8 @@ def gateway(models: Models, tmp_path: Path) -> Iterator[Gateway]:
     serving.registry(tmp_path / "registry", models, 2).close()
     (tmp_path / "routes.toml").write_text(ROUTES)
     options = ("--program", llama_server.program(), "--route", tmp_path / "routes.toml")
-    with serving.gateway(models.gguf, tmp_path / "registry", tmp_path / "gateway", *options) as found:
-        yield found
+    with serving.gateway(models.gguf, tmp_path / "registry", tmp_path / "gateway", *options) as running:
+        yield running
 
 
 def test_openais_client_gets_what_it_expects(gateway: Gateway, models: Models) -> None:
@@ -162,16 +162,16 @@ print(json.dumps(found))
 
 def test_anthropics_client_gets_what_it_expects(gateway: Gateway) -> None:
     words = [environment("anthropic==2.14.0"), "-c", ANTHROPIC_SCRIPT, gateway.url, KEY]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    result = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
     talk = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0, "model": "team/a1"}
     chat = gateway.post("/v1/chat/completions", talk, authorization=f"Bearer {KEY}").document
-    assert found["header"] == found["model"] == found["stream model"] == chat["model"]
-    assert found["text"] == found["stream"] == chat["choices"][0]["message"]["content"]
-    assert found["usage"] == [chat["usage"]["completion_tokens"]] * 2
-    assert found["tokens"] == chat["usage"]["prompt_tokens"]
-    assert found["errors"] == [
+    assert report["header"] == report["model"] == report["stream model"] == chat["model"]
+    assert report["text"] == report["stream"] == chat["choices"][0]["message"]["content"]
+    assert report["usage"] == [chat["usage"]["completion_tokens"]] * 2
+    assert report["tokens"] == chat["usage"]["prompt_tokens"]
+    assert report["errors"] == [
         ["NotFoundError", "not_found_error", "model_not_found"],
         ["BadRequestError", "invalid_request_error", "unsupported"],
         ["AuthenticationError", "authentication_error", "invalid_api_key"],
@@ -219,22 +219,22 @@ print(json.dumps(found))
 
 def test_ollamas_client_gets_what_it_expects(gateway: Gateway) -> None:
     words = [environment("ollama==0.6.3"), "-c", OLLAMA_SCRIPT, gateway.url, KEY]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    result = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
     talk = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0, "model": "team/a1"}
     chat = gateway.post("/v1/chat/completions", talk, authorization=f"Bearer {KEY}").document
-    assert found["model"] == found["show"] == chat["model"]
-    assert {found[name] for name in ("chat", "chat stream", "generate", "generate stream")} == {
+    assert report["model"] == report["show"] == chat["model"]
+    assert {report[name] for name in ("chat", "chat stream", "generate", "generate stream")} == {
         chat["choices"][0]["message"]["content"]
     }
-    assert found["counts"] == [chat["usage"][name] for name in ("prompt_tokens", "completion_tokens")]
-    assert found["json"] in (True, False)
-    assert found["raw"]
-    assert found["tools"]
-    assert {"base", "team/a0:prod", "team/a1"} <= set(found["list"])
-    assert [status for status, _ in found["errors"]] == [404, 400]
-    assert "`options.num_ctx` is more than the 2,048 tokens" in found["errors"][1][1]
+    assert report["counts"] == [chat["usage"][name] for name in ("prompt_tokens", "completion_tokens")]
+    assert report["json"] in (True, False)
+    assert report["raw"]
+    assert report["tools"]
+    assert {"base", "team/a0:prod", "team/a1"} <= set(report["list"])
+    assert [status for status, _ in report["errors"]] == [404, 400]
+    assert "`options.num_ctx` is more than the 2,048 tokens" in report["errors"][1][1]
 
 
 def test_the_page_compares_two_adapters(gateway: Gateway, models: Models, chromium: Browser) -> None:
@@ -244,7 +244,7 @@ def test_the_page_compares_two_adapters(gateway: Gateway, models: Models, chromi
     for name in ("team/a0", "team/a1"):
         reply = gateway.post("/v1/chat/completions", {**talk, "model": name}, **headers)
         answers.append([reply.document["choices"][0]["message"]["content"], reply.version])
-    seen = chromium.visit(
+    page_state = chromium.visit(
         gateway.url,
         f"""
 page.locator("input[name=key]").wait_for()
@@ -262,10 +262,10 @@ found = [node["html"] for one in axe.run(page).response["violations"] for node i
 result = [page.locator("pre").all_text_contents(), page.locator("small").all_text_contents(), found]
 """,
     )
-    texts, notes, violations = seen
+    texts, notes, violations = page_state
     assert violations == []
-    for (text, version), shown, note in zip(answers, texts, notes, strict=True):
-        assert shown == text
+    for (text, version), shown_text, note in zip(answers, texts, notes, strict=True):
+        assert shown_text == text
         assert version in note
 
 
@@ -275,7 +275,7 @@ def test_without_keys_the_page_asks_for_none_and_answers_have_its_whole_width(
     serving.registry(tmp_path / "registry", models, 2).close()
     options = ("--program", llama_server.program())
     with serving.gateway(models.gguf, tmp_path / "registry", tmp_path / "gateway", *options) as gateway:
-        seen = chromium.visit(
+        page_state = chromium.visit(
             gateway.url,
             """
 page.locator("#models option").nth(3).wait_for(state="attached")
@@ -289,6 +289,6 @@ widths = [page.locator(name).first.bounding_box()["width"] for name in ("article
 result = [page.locator("input[name=key]").is_visible(), *widths]
 """,
         )
-    is_visible, article, whole = seen
+    is_visible, article, whole = page_state
     assert not is_visible
     assert 0.45 * whole < article < 0.5 * whole

@@ -38,10 +38,10 @@ def test_it_draws_rollouts_and_finds_the_version_of_an_answer(chromium: Browser,
     options = ("--engine", "torch", "--route", tmp_path / "routes.toml")
     with serving.gateway(models.base, tmp_path / "registry", tmp_path / "gateway", *options) as gateway:
         answer = gateway.complete("sql", "abc")
-        shown = chromium.visit(gateway.url, f"ID = {answer.headers['x-request-id']!r}\n{_SHOWN}")
+        shown_page = chromium.visit(gateway.url, f"ID = {answer.headers['x-request-id']!r}\n{_SHOWN}")
         assert chromium.violations(gateway.url) == []
-    assert "sql: running" in shown["rollouts"]
-    assert "[50 %] → 100 %" in shown["rollouts"]
-    assert "errors" in shown["rollouts"]
-    assert answer.version.partition("@")[0] in shown["answer"]
-    assert answer.version.partition("@")[2] in shown["answer"]
+    assert "sql: running" in shown_page["rollouts"]
+    assert "[50 %] → 100 %" in shown_page["rollouts"]
+    assert "errors" in shown_page["rollouts"]
+    assert answer.version.partition("@")[0] in shown_page["answer"]
+    assert answer.version.partition("@")[2] in shown_page["answer"]

@@ -37,8 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 def complete(gateway: Gateway, models: Models, model: str, prompt: str) -> Reply:
     """The likeliest tokens that do not end the answer."""
-    asked: dict[str, Any] = {"model": model, "prompt": models.tokens(prompt), "max_tokens": COUNT, "temperature": 0}
-    return gateway.post("/v1/completions", {**asked, "logit_bias": serving.BIAS})
+    completion: dict[str, Any] = {"model": model, "prompt": models.tokens(prompt), "max_tokens": COUNT, "temperature": 0}
+    return gateway.post("/v1/completions", {**completion, "logit_bias": serving.BIAS})
 
 
 def named(number: int | None) -> str:
@@ -93,22 +93,22 @@ def _answers_in_every_form(gateway: Gateway) -> None:
     for name in ("base", "team/a1:prod"):
         chat = gateway.post("/v1/chat/completions", {**message, "model": name})
         text = chat.document["choices"][0]["message"]["content"]
-        for path, asked in (("/v1/responses", response), ("/v1/messages", message)):
-            whole = gateway.post(path, {**asked, "model": name})
+        for path, request in (("/v1/responses", response), ("/v1/messages", message)):
+            whole = gateway.post(path, {**request, "model": name})
             assert (whole.status, whole.version) == (200, chat.version), whole.body
             assert (whole.document["model"], text_of(whole.document)) == (chat.version, text)
-            stream = gateway.post(path, {**asked, "model": name, "stream": True})
+            stream = gateway.post(path, {**request, "model": name, "stream": True})
             assert (stream.status, stream.version) == (200, chat.version)
-            found = events(stream)
-            named = [event[key] for event in found for key in ("response", "message") if "model" in event.get(key, {})]
+            stream_events = events(stream)
+            named = [event[key] for event in stream_events for key in ("response", "message") if "model" in event.get(key, {})]
             assert {document["model"] for document in named} == {chat.version}
-            assert found[-1]["type"] in ("response.completed", "response.incomplete", "message_stop")
+            assert stream_events[-1]["type"] in ("response.completed", "response.incomplete", "message_stop")
         count = gateway.post("/v1/messages/count_tokens", {"model": name, "messages": turns}).document
         assert count["input_tokens"] == chat.document["usage"]["prompt_tokens"]
         tokens = gateway.post("/tokenize", {"model": name, "prompt": "hi", "add_special_tokens": False}).document["tokens"]
         assert gateway.post("/detokenize", {"model": name, "tokens": tokens}).document["prompt"] == "hi"
-    for path, asked in (("/v1/score", {"text_1": "a", "text_2": "b"}), ("/v1/responses/input_tokens", {"input": "hi"})):
-        missing = gateway.post(path, {**asked, "model": "base"})
+    for path, request in (("/v1/score", {"text_1": "a", "text_2": "b"}), ("/v1/responses/input_tokens", {"input": "hi"})):
+        missing = gateway.post(path, {**request, "model": "base"})
         assert (missing.status, missing.document["error"]["code"]) == (404, "unsupported"), missing.body
     refused = gateway.post("/v1/responses", {**response, "model": "base", "previous_response_id": "resp_1"})
     assert (refused.status, refused.document["error"]["param"]) == (400, "previous_response_id")
@@ -134,11 +134,11 @@ def _counts_tokens_and_knows_requests(gateway: Gateway) -> None:
 def _moves_a_tag(gateway: Gateway, models: Models, registry: Path) -> None:
     """Every answer is of exactly the version that it names, while a tag moves under 50 requests."""
     digests = {}
-    with Registry(registry) as found:
+    with Registry(registry) as opened:
         for number in (0, 1):
-            found.push(models.adapter(number), "team/moving")
-            digests[f"team/moving@{found.resolve(f'team/moving:v{number + 1}').digest}"] = number
-        found.tag("team/moving:v1", "live")
+            opened.push(models.adapter(number), "team/moving")
+            digests[f"team/moving@{opened.resolve(f'team/moving:v{number + 1}').digest}"] = number
+        opened.tag("team/moving:v1", "live")
     replies: list[Reply] = []
 
     def ask() -> None:
@@ -150,8 +150,8 @@ def _moves_a_tag(gateway: Gateway, models: Models, registry: Path) -> None:
         thread.start()
     while len(replies) < 20:
         time.sleep(0.01)
-    with Registry(registry) as found:
-        found.tag("team/moving:v2", "live")
+    with Registry(registry) as opened:
+        opened.tag("team/moving:v2", "live")
     after = complete(gateway, models, "team/moving:live", PROMPTS[2])
     for thread in threads:
         thread.join()
@@ -170,8 +170,8 @@ def test_one_that_has_the_plugin_finds_versions_itself(models: Models, tmp_path:
     options = ("--max-model-len", 256, "--max-num-seqs", 8, "--no-skip-tokenizer-init")
     pairs = [(prompt, number) for prompt in PROMPTS for number in (None, 0, 1, None, 2)]
     with vllm.serving(models.base, tmp_path, *options, env={**vllm.with_plugin(tmp_path / "ours"), **variables}) as server:
-        own = ("--engine", "vllm", "--engine-url", server.url, "--plugin")
-        with serving.gateway(models.base, registry, tmp_path / "gateway", *own) as gateway:
+        engine_options = ("--engine", "vllm", "--engine-url", server.url, "--plugin")
+        with serving.gateway(models.base, registry, tmp_path / "gateway", *engine_options) as gateway:
             with ThreadPoolExecutor(8) as pool:
                 replies = [*pool.map(lambda pair: complete(gateway, models, named(pair[1]), pair[0]), pairs)]
             for (prompt, number), reply in zip(pairs, replies, strict=True):
@@ -193,8 +193,8 @@ def test_alone_it_answers_for_the_base_with_adapters(models: Models, tmp_path: P
 
         def alone(pair: tuple[str, int | None]) -> str:
             model = "base" if pair[1] is None else f"a{pair[1]}"
-            asked = {"model": model, "prompt": pair[0], "max_tokens": COUNT, "temperature": 0}
-            document = server.post("/v1/completions", {**asked, "logit_bias": serving.BIAS})
+            completion = {"model": model, "prompt": pair[0], "max_tokens": COUNT, "temperature": 0}
+            document = server.post("/v1/completions", {**completion, "logit_bias": serving.BIAS})
             text: str = document["choices"][0]["text"]
             return text
 
@@ -205,10 +205,10 @@ def test_alone_it_answers_for_the_base_with_adapters(models: Models, tmp_path: P
         with ThreadPoolExecutor(16) as pool:
             assert any(any(map(is_wrong, pairs, pool.map(alone, pairs))) for _ in range(20))
 
-        own = ("--engine", "vllm", "--engine-url", server.url)
+        engine_options = ("--engine", "vllm", "--engine-url", server.url)
         for _ in range(2):  # the second one finds what the first has told vLLM
             with (
-                serving.gateway(models.base, tmp_path / "registry", tmp_path / "gateway", *own) as gateway,
+                serving.gateway(models.base, tmp_path / "registry", tmp_path / "gateway", *engine_options) as gateway,
                 ThreadPoolExecutor(8) as pool,
             ):
                 replies = [*pool.map(lambda pair: complete(gateway, models, named(pair[1]), pair[0]), pairs)]
@@ -237,8 +237,8 @@ def test_a_server_of_ones_own_that_was_started_again_answers_as_before(models: M
 
 def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, tmp_path: Path) -> None:
     serving.registry(tmp_path / "registry", models, 2).close()
-    more = ("--runner", "pooling", "--pooler-config", '{"pooling_type": "MEAN"}')
-    options = ("--engine", "vllm", "--program", vllm.python(), "--max-adapters", 3, "--max-rank", 8, "--", *OPTIONS, *more)
+    pooling = ("--runner", "pooling", "--pooler-config", '{"pooling_type": "MEAN"}')
+    options = ("--engine", "vllm", "--program", vllm.python(), "--max-adapters", 3, "--max-rank", 8, "--", *OPTIONS, *pooling)
     pairs = [(prompt, number) for number in (None, 0, 1, None, 0) for prompt in PROMPTS]
     environ = vllm.environ(tmp_path)
     with serving.gateway(models.base, tmp_path / "registry", tmp_path / "gateway", *options, env=environ) as gateway:

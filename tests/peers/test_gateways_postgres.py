@@ -76,20 +76,20 @@ def gateway(address: PostgresAddress, clock: Clock, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_window_is_shared_until_it_ends(gateway: Gateway, clock: Clock) -> None:
-    left, right, windows = gateway(), gateway(), [Windows(2, 60, clock), Windows(2, 60, clock)]
-    assert not left.count("ada", "requests", windows[0]).over
-    left.flush()
+    first, right, windows = gateway(), gateway(), [Windows(2, 60, clock), Windows(2, 60, clock)]
+    assert not first.count("ada", "requests", windows[0]).over
+    first.flush()
     clock.now += 20
     assert not right.count("ada", "requests", windows[1]).over
-    for limits in (right, left, right):
+    for limits in (right, first, right):
         limits.flush()
-    for limits, own_windows in zip((left, right), windows, strict=True):
+    for limits, own_windows in zip((first, right), windows, strict=True):
         window = limits.count("ada", "requests", own_windows)
         assert (window.over, window.remaining, window.seconds) == (True, 0, 40)
         assert not limits.count("bob", "requests", own_windows).over
         assert not limits.count("ada", "tokens", own_windows).over
     clock.now += 40
-    assert not left.count("ada", "requests", windows[0]).over
+    assert not first.count("ada", "requests", windows[0]).over
 
 
 def test_what_is_counted_while_the_database_is_asked_is_counted_once(gateway: Gateway, clock: Clock) -> None:
@@ -100,23 +100,23 @@ def test_what_is_counted_while_the_database_is_asked_is_counted_once(gateway: Ga
         limits.flush()
     assert limits.count("ada", "requests", windows, 0).remaining == 4
     assert gateway().count("ada", "requests", Windows(10, 60, clock), 0).remaining == 10  # not read yet
-    other = gateway()
-    other.count("ada", "requests", Windows(10, 60, clock))
-    other.flush()
-    assert other.count("ada", "requests", Windows(10, 60, clock), 0).remaining == 3
+    second = gateway()
+    second.count("ada", "requests", Windows(10, 60, clock))
+    second.flush()
+    assert second.count("ada", "requests", Windows(10, 60, clock), 0).remaining == 3
 
 
 def test_requests_that_run_elsewhere_count_until_they_end_or_their_gateway_is_dead(gateway: Gateway, clock: Clock) -> None:
-    left, right = gateway(), gateway()
-    assert left.begin("ada", 2)
-    assert left.begin("ada", 2)
-    assert not left.begin("ada", 2)
-    left.flush()
+    first, right = gateway(), gateway()
+    assert first.begin("ada", 2)
+    assert first.begin("ada", 2)
+    assert not first.begin("ada", 2)
+    first.flush()
     right.flush()
     assert not right.begin("ada", 2)
     assert right.begin("bob", 2)
-    left.end("ada")
-    left.flush()
+    first.end("ada")
+    first.flush()
     right.flush()
     assert right.begin("ada", 2)
     assert not right.begin("ada", 2)
@@ -141,16 +141,16 @@ def test_without_its_database_a_gateway_counts_for_itself_and_adds_that_later(
         postgres.start()
     assert len(re.findall("counted for this gateway alone", caplog.text)) == 1
     limits.flush()
-    other, other_windows = gateway(), Windows(3, 60, clock)
-    other.count("ada", "requests", other_windows)
-    other.flush()
-    assert other.count("ada", "requests", other_windows, 0).over
+    second, other_windows = gateway(), Windows(3, 60, clock)
+    second.count("ada", "requests", other_windows)
+    second.flush()
+    assert second.count("ada", "requests", other_windows, 0).over
 
 
 def test_what_is_counted_without_the_database_is_forgotten_with_its_window(
     gateway: Gateway, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits, other, windows = gateway(), gateway(), Windows(3, 60, clock)
+    limits, second, windows = gateway(), gateway(), Windows(3, 60, clock)
 
     def refuse(_address: PostgresAddress) -> None:
         raise RemoteError("db.example", "no connection to the database")
@@ -169,9 +169,9 @@ def test_what_is_counted_without_the_database_is_forgotten_with_its_window(
         clock.now += 15
     limits.flush()
     assert limits.count("ada", "requests", windows, 0).remaining == 2
-    other.count("ada", "requests", Windows(3, 60, clock), 0)
-    other.flush()
-    assert other.count("ada", "requests", Windows(3, 60, clock), 0).remaining == 2
+    second.count("ada", "requests", Windows(3, 60, clock), 0)
+    second.flush()
+    assert second.count("ada", "requests", Windows(3, 60, clock), 0).remaining == 2
     assert limits.count("bob", "requests", windows, 0).remaining == 3
 
 

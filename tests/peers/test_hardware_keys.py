@@ -56,8 +56,8 @@ def uri(key: str, token: str = "token=team", library: str = LIBRARY) -> str:
 @pytest.mark.parametrize("kind", ["p256", "p384", "p521"])
 def test_what_hardware_signs_is_verified_with_its_public_key(token: Path, make: Make, kind: str) -> None:
     folder = make("sql")
-    made = ah.sign(folder, uri(f"object={kind}"), passphrase=PIN)
-    assert (made.signer.kind, made.signer.id) == (kind, keys.read_public(token / f"{kind}.pub").id)
+    signature = ah.sign(folder, uri(f"object={kind}"), passphrase=PIN)
+    assert (signature.signer.kind, signature.signer.id) == (kind, keys.read_public(token / f"{kind}.pub").id)
     assert ah.verify(folder, keys=token / f"{kind}.pub").ok
     assert model_signing("verify", token / f"{kind}.pub", folder) == ""
 

@@ -58,11 +58,11 @@ def test_its_scores_of_choices_are_those_of_the_merged_weights_and_count_for_tha
         arguments = f"model={version},base_url={gateway.url}/v1/completions,tokenizer={models.base}"
         words = [sys.executable, "-c", PROGRAM, packages, "--model", "local-completions", "--model_args", arguments]
         words += ["--tasks", "letters", "--include_path", tmp_path, "--log_samples", "--output_path", tmp_path / "out"]
-        done = subprocess.run(
+        result = subprocess.run(
             [str(word) for word in words], cwd=tmp_path, env={**os.environ, **offline}, capture_output=True, text=True,
             timeout=900, check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
     [samples] = (tmp_path / "out").rglob("samples_letters_*.jsonl")
     rows = {row["doc"]["q"]: row["filtered_resps"] for row in map(json.loads, samples.read_text().splitlines())}
     for question in QUESTIONS:

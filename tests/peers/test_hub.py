@@ -46,8 +46,8 @@ def sends_xet(client: HubClient) -> bool:
     return client.xet is not None and client.version not in ("0.36.2", "1.16.4")
 
 
-def as_user(hub: Running, **more: str) -> dict[str, str]:
-    return {"HF_TOKEN": hub.token, **more}
+def as_user(hub: Running, **variables: str) -> dict[str, str]:
+    return {"HF_TOKEN": hub.token, **variables}
 
 
 @contextmanager
@@ -67,8 +67,8 @@ def api(client: HubClient, hub: Running, text: str, *words: object, url: str = "
     """The value that a script leaves in `result`; it has an `api` and the `words`."""
     start = "import json, sys\nfrom huggingface_hub import *\nfrom huggingface_hub.errors import *\n"
     start += "api, words, result = HfApi(), sys.argv[1:], None\n"
-    done = client.script(url or hub.url, f"{start}{text}\nprint(json.dumps(result))", *words, env=as_user(hub), code=code)
-    return json.loads(done.stdout.splitlines()[-1])
+    result = client.script(url or hub.url, f"{start}{text}\nprint(json.dumps(result))", *words, env=as_user(hub), code=code)
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def test_a_large_upload_is_the_version_that_a_push_of_it_would_be_and_comes_back(
@@ -91,18 +91,18 @@ def test_a_download_that_is_cut_goes_on_where_it_was(
         registry.push(large, Ref("team/sql"))
     cut = 10 << 20
 
-    def fault(found: Exchange) -> None:
-        if found.method == "GET" and found.path.endswith(WEIGHTS) and len(found.data) > cut:
-            found.cut = cut
+    def fault(exchange: Exchange) -> None:
+        if exchange.method == "GET" and exchange.path.endswith(WEIGHTS) and len(exchange.data) > cut:
+            exchange.cut = cut
 
     with through(served) as (proxy, url):
         proxy.after = fault
         # 0.36 gives up, and goes on when it is run again; the others go on by themselves.
         hf_client.hf(url, "download", "team/sql", "--local-dir", tmp_path / "down", env=as_user(served), code=None)
         hf_client.hf(url, "download", "team/sql", "--local-dir", tmp_path / "down", env=as_user(served))
-        gets = [one for one in proxy.seen if one.method == "GET" and one.path.endswith(WEIGHTS)]
+        gets = [exchange for exchange in proxy.exchanges if exchange.method == "GET" and exchange.path.endswith(WEIGHTS)]
     assert_same_files(tmp_path / "down", large)
-    assert [(one.status, len(one.data)) for one in gets][1:] == [(206, (large / WEIGHTS).stat().st_size - cut)]
+    assert [(exchange.status, len(exchange.data)) for exchange in gets][1:] == [(206, (large / WEIGHTS).stat().st_size - cut)]
 
 
 REPOSITORIES = """
@@ -137,15 +137,15 @@ result = {"first": first, "tried": tried, "refused": refused, "refs": found, "le
 
 
 def test_repositories_branches_and_tags_are_made_moved_and_removed(hf_client: HubClient, served: Running, small: Path) -> None:
-    said = api(hf_client, served, REPOSITORIES, small)
-    first, tried = said["first"], said["tried"]
-    assert said["me"] == "alice"
-    assert said["refused"] == [409, 409]
-    assert said["refs"] == {"main": first, "try": tried, "stable": first, "v1": first, "v2": tried}
-    assert said["left"] == ["main"]
-    assert said["files"] == ["adapter.json", "adapter_config.json", WEIGHTS]
-    assert said["commits"][-1] == first
-    assert (said["moved"], said["gone"]) == ("team/text2sql", True)
+    outcome = api(hf_client, served, REPOSITORIES, small)
+    first, tried = outcome["first"], outcome["tried"]
+    assert outcome["me"] == "alice"
+    assert outcome["refused"] == [409, 409]
+    assert outcome["refs"] == {"main": first, "try": tried, "stable": first, "v1": first, "v2": tried}
+    assert outcome["left"] == ["main"]
+    assert outcome["files"] == ["adapter.json", "adapter_config.json", WEIGHTS]
+    assert outcome["commits"][-1] == first
+    assert (outcome["moved"], outcome["gone"]) == ("team/text2sql", True)
 
 
 def test_a_readme_alone_then_a_folder_in_place_of_everything(
@@ -159,8 +159,8 @@ def test_a_readme_alone_then_a_folder_in_place_of_everything(
     hf_client.hf(served.url, "upload", "team/sql", small, ".", "--delete", "*", env=as_user(served))
     (small / "notes.json").unlink()
     hf_client.hf(served.url, "upload", "team/sql", small, ".", "--delete", "*", env=as_user(served))
-    there = api(hf_client, served, "result = api.list_repo_files('team/sql')")
-    assert there == ["adapter.json", "adapter_config.json", WEIGHTS]
+    listed_files = api(hf_client, served, "result = api.list_repo_files('team/sql')")
+    assert listed_files == ["adapter.json", "adapter_config.json", WEIGHTS]
     with served.registry() as registry:
         assert registry.resolve(Ref("team/sql")).digest == oci_manifest.build(small).digest
 
@@ -184,7 +184,11 @@ def test_a_refusal_is_read_in_our_words_before_a_byte_of_the_file_moves(
     (small / "notes.json").write_bytes(b"\x80\x04\x95" + bytes(100))
     with through(served) as (proxy, url):
         answer = hf_client.hf(url, "upload", "team/sql", small, ".", env=as_user(served), code=1)
-        sent = [one.path for one in proxy.seen if "commit/" in one.path or one.method == "PUT" or "/xet/" in one.path]
+        sent = [
+            exchange.path
+            for exchange in proxy.exchanges
+            if "commit/" in exchange.path or exchange.method == "PUT" or "/xet/" in exchange.path
+        ]
     assert "notes.json: a pickle or an archive under another name" in " ".join(answer.stderr.split())
     assert sent == []
 
@@ -192,20 +196,20 @@ def test_a_refusal_is_read_in_our_words_before_a_byte_of_the_file_moves(
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(hf_client: HubClient, served: Running, small: Path) -> None:
     lost: list[str] = []
 
-    def fault(found: Exchange) -> None:
-        if "/commit/" in found.path and not lost:
-            lost.append(found.path)
-            found.hang_up = True
+    def fault(exchange: Exchange) -> None:
+        if "/commit/" in exchange.path and not lost:
+            lost.append(exchange.path)
+            exchange.hang_up = True
 
     commit = "result = api.upload_folder(folder_path=words[0], repo_id=api.create_repo('team/sql', exist_ok=True).repo_id).oid"
     with through(served) as (proxy, url):
         proxy.after = fault
         try:
-            made = api(hf_client, served, commit, small, url=url)
+            pushed_commit = api(hf_client, served, commit, small, url=url)
         except AssertionError:  # a client that gives up: its user runs it again
-            made = api(hf_client, served, commit, small, url=url)
+            pushed_commit = api(hf_client, served, commit, small, url=url)
     assert lost
-    assert made == commit_id(oci_manifest.build(small).digest)
+    assert pushed_commit == commit_id(oci_manifest.build(small).digest)
     assert len(api(hf_client, served, "result = [c.commit_id for c in api.list_repo_commits('team/sql')]")) == 1
 
 
@@ -248,7 +252,7 @@ def test_what_clients_ask_besides_is_asked_once(hf_client: HubClient, served: Ru
     with through(served) as (proxy, url):
         for out in ("one", "two"):
             hf_client.hf(url, "download", "team/sql", "--local-dir", tmp_path / out, env=as_user(served))
-        paths = [one.path for one in proxy.seen if "/api/agent-harnesses" in one.path]
+        paths = [exchange.path for exchange in proxy.exchanges if "/api/agent-harnesses" in exchange.path]
     assert len(paths) == 1
 
 

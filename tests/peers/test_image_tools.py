@@ -60,7 +60,7 @@ def test_cosign_signs_and_verifies_a_version_and_its_signature_is_no_version(
     result = call(cosign, "verify", "--key=cosign.pub", "--insecure-ignore-tlog=true", *insecure, version, cwd=tmp_path)
     assert json.loads(result)[0]["critical"]["image"]["docker-manifest-digest"] == pushed
     listed = json.loads(run("list", f"oci://{host}/signed/sql", "--json").stdout)["adapters"]
-    assert [one["digest"] for one in listed] == [pushed]
+    assert [manifest["digest"] for manifest in listed] == [pushed]
     assert json.loads(run("pull", f"oci://{host}/signed/sql:v1", "-o", "out", "--json").stdout)["digest"] == pushed
 
 

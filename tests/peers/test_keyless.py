@@ -81,14 +81,14 @@ def test_model_signing_verifies_what_is_signed_here_and_the_reverse(
     folder = make("sql")
     theirs = ("--identity", ADA, "--identity_provider", ISSUER, "--trust_config", private.config, folder)
     assert f"signed as sql by {ADA} of {ISSUER}" in run("sign", folder, *signing).stdout
-    done = model_signing(programs, "verify", "sigstore", "--signature", folder / "model.sig", *theirs)
-    assert done.returncode == 0, done.stderr
+    result = model_signing(programs, "verify", "sigstore", "--signature", folder / "model.sig", *theirs)
+    assert result.returncode == 0, result.stderr
     assert f"signed as sql by {ADA} of {ISSUER}" in run("verify", folder, *accepting).stdout
 
     (folder / "model.sig").unlink()
     words = ("--identity_token", private.token(), "--trust_config", private.config, "--signature", folder / "model.sig", folder)
-    done = model_signing(programs, "sign", "sigstore", *words)
-    assert done.returncode == 0, done.stderr
+    result = model_signing(programs, "sign", "sigstore", *words)
+    assert result.returncode == 0, result.stderr
     run("verify", folder, *accepting)
     run("verify", folder, *accepting[:-1], private.root)  # the trusted root alone
     (folder / "README.md").write_text("another")
@@ -125,37 +125,37 @@ def test_a_certificate_that_had_expired_when_the_log_recorded_it_is_refused(
     assert not (folder / "model.sig").exists()
 
 
-def stripped(found: Any) -> None:
-    found["verificationMaterial"]["tlogEntries"] = []
+def stripped(document: Any) -> None:
+    document["verificationMaterial"]["tlogEntries"] = []
 
 
-def without_proof(found: Any) -> None:
-    del found["verificationMaterial"]["tlogEntries"][0]["inclusionProof"]
+def without_proof(document: Any) -> None:
+    del document["verificationMaterial"]["tlogEntries"][0]["inclusionProof"]
 
 
-def without_promise(found: Any) -> None:
-    del found["verificationMaterial"]["tlogEntries"][0]["inclusionPromise"]
+def without_promise(document: Any) -> None:
+    del document["verificationMaterial"]["tlogEntries"][0]["inclusionPromise"]
 
 
-def of_another_entry(found: Any) -> None:
-    entry = found["verificationMaterial"]["tlogEntries"][0]
+def of_another_entry(document: Any) -> None:
+    entry = document["verificationMaterial"]["tlogEntries"][0]
     body = json.loads(base64.b64decode(entry["canonicalizedBody"]))
     body["spec"]["payloadHash"]["value"] = "0" * 64
     entry["canonicalizedBody"] = base64.b64encode(json.dumps(body).encode()).decode()
 
 
-def earlier(found: Any) -> None:
-    entry = found["verificationMaterial"]["tlogEntries"][0]
+def earlier(document: Any) -> None:
+    entry = document["verificationMaterial"]["tlogEntries"][0]
     entry["integratedTime"] = str(int(entry["integratedTime"]) + 1)
 
 
-def other_payload(found: Any) -> None:
-    payload = base64.b64decode(found["dsseEnvelope"]["payload"]).replace(b"a.txt", b"b.txt")
-    found["dsseEnvelope"]["payload"] = base64.b64encode(payload).decode()
+def other_payload(document: Any) -> None:
+    payload = base64.b64decode(document["dsseEnvelope"]["payload"]).replace(b"a.txt", b"b.txt")
+    document["dsseEnvelope"]["payload"] = base64.b64encode(payload).decode()
 
 
-def with_a_key(found: Any) -> None:
-    found["verificationMaterial"]["publicKey"] = {"hint": "a" * 64}
+def with_a_key(document: Any) -> None:
+    document["verificationMaterial"]["publicKey"] = {"hint": "a" * 64}
 
 
 FORGED: dict[Callable[[Any], None], str] = {

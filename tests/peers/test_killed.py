@@ -62,9 +62,9 @@ def uploads(
         adapter = write_large_adapter(folder / f"sql-{seed}", seed)
         expected.append(hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest())
         killer.at(moment)
-        done = upload(adapter)
+        is_uploaded = upload(adapter)
         assert killer.has_killed(), moment
-        assert done or upload(adapter), moment
+        assert is_uploaded or upload(adapter), moment
         assert weights_of(killable) == expected, moment
     killable.kill()
     assert_sound(killable.folder)

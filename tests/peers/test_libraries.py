@@ -86,7 +86,7 @@ def test_trl_pushes_what_it_trained_without_its_pickles(hub: Running, tmp_path: 
     need_module("trl")
     assert json.loads(printed(hub, tmp_path, TRL, tmp_path / "out"))
     document = Sending(hub.url, hub.token).ask("GET", "/api/models/alice/sft").json()
-    files = [one["rfilename"] for one in document["siblings"]]
+    files = [sibling["rfilename"] for sibling in document["siblings"]]
     assert document["adapterhub"]["number"] >= 1
     assert "adapter_model.safetensors" in files
     assert not [file for file in files if file.endswith(".bin")]
@@ -124,7 +124,12 @@ def test_peft_and_transformers_load_what_we_pushed_to_another_hub(
     config = tmp_path / "sql/adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "org/base"}))
     monkeypatch.chdir(tmp_path)
-    with Hub() as other:
-        theirs(UPLOAD.format(token=TOKEN, repo="org/base", folder="base"), other, tmp_path)
-        run("push", "sql", "hf://org/sql@prod", env={"HF_ENDPOINT": other.url, "HF_TOKEN": "", "HF_HOME": str(tmp_path / "hf")})
-        assert theirs(LOADED, other, tmp_path).endswith("same\n")
+    with Hub() as other_hub:
+        theirs(UPLOAD.format(token=TOKEN, repo="org/base", folder="base"), other_hub, tmp_path)
+        run(
+            "push",
+            "sql",
+            "hf://org/sql@prod",
+            env={"HF_ENDPOINT": other_hub.url, "HF_TOKEN": "", "HF_HOME": str(tmp_path / "hf")},
+        )
+        assert theirs(LOADED, other_hub, tmp_path).endswith("same\n")

@@ -66,13 +66,13 @@ def trained(lycoris: Any, kind: str, module: str, option: dict[str, Any]) -> tup
     import torch
 
     torch.manual_seed(0)
-    made = {
+    modules = {
         "linear": lambda: torch.nn.Linear(24, 32),
         "conv": lambda: torch.nn.Conv2d(24, 32, 3, padding=1),
         "layer norm": lambda: torch.nn.LayerNorm(24),
         "group norm": lambda: torch.nn.GroupNorm(4, 24),
     }
-    base = made[module]()
+    base = modules[module]()
     options = {"multiplier": 1.0, "lora_dim": 4, "alpha": 2.0} | option
     ours = getattr(lycoris, kind)("x", copy.deepcopy(base), **options)
     with torch.no_grad():
@@ -120,14 +120,14 @@ def test_it_computes_what_lycoris_computes(
     weight, bias = (tensor.detach().numpy() for tensor in (base.weight, base.bias))
     # Not its own merge, which multiplies LoHa by the scale twice.
     expected = computed(ours, module)
-    found = merged(convert.read(path), target, weight, bias)
-    np.testing.assert_allclose(computed(with_weights(base, *found), module), expected, rtol=1e-4, atol=1e-4)
+    weights_and_bias = merged(convert.read(path), target, weight, bias)
+    np.testing.assert_allclose(computed(with_weights(base, *weights_and_bias), module), expected, rtol=1e-4, atol=1e-4)
     assert np.abs(expected - computed(with_weights(base, weight, bias), module)).max() > 0.01
     # To diffusers and back, except what diffusers has no word for.
     if "norm" not in module and kind != "FullModule":
         convert.convert(path, tmp_path / "d.safetensors", to="diffusers")
         again, _ = merged(convert.read(tmp_path / "d.safetensors"), target, weight, bias)
-        np.testing.assert_allclose(again, found[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(again, weights_and_bias[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["LoConModule", "LohaModule", "LokrModule"])

@@ -56,8 +56,8 @@ def test_the_table_in_the_docs_is_what_official_clients_do(models: serving.Model
     table = official_clients.table(results)
     page = PAGE.read_text()
     start = page.index(BEGIN)
-    shown = page[start : page.index("\n\n", start) + 1]
+    table_on_page = page[start : page.index("\n\n", start) + 1]
     if os.environ.get("UPDATE_DOCS"):
-        PAGE.write_text(page.replace(shown, table))
+        PAGE.write_text(page.replace(table_on_page, table))
     assert [line for line in table.splitlines()[2:] if official_clients.is_problem(line)] == []
-    assert shown == table
+    assert table_on_page == table

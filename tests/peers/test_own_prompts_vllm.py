@@ -39,9 +39,9 @@ def test_vllm_asks_each_version_as_it_was_trained(tmp_path: Path) -> None:
         choice = ask(gateway, "team/own", "red", logprobs=True, top_logprobs=2).document["choices"][0]
         assert "".join(entry["token"] for entry in choice["logprobs"]["content"]).startswith(OWN["red"])
         message = {"model": "team/own", "messages": [{"role": "user", "content": "red"}], "max_tokens": TOKENS}
-        for path, more, code in (
+        for path, extra_fields, code in (
             ("/v1/messages", {}, "own-chat-template"),
             ("/v1/chat/completions", {"chat_template": "{{ messages }}"}, "unsupported"),
         ):
-            refused = gateway.post(path, {**message, **more})
+            refused = gateway.post(path, {**message, **extra_fields})
             assert (refused.status, refused.document["error"]["code"]) == (400, code)

@@ -22,21 +22,21 @@ EPOCH = "1764115200"
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
     """The sdist and the wheel made of it, of two builds in folders of different names, from a clone of the commit."""
-    git, python, made = need_program("git"), environment(*TOOLS), []
+    git, python, builds = need_program("git"), environment(*TOOLS), []
     for name in ("one", "another-name"):
         folder = tmp_path_factory.mktemp(name)
         subprocess.run([git, "clone", "-q", "--depth", "1", f"file://{ROOT}", folder / "clone"], check=True)
         command = [str(python), "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(folder / "clone")]
         subprocess.run(command, env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, check=True, capture_output=True)
         (sdist,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
-        made.append((sdist, wheel))
-    return made
+        builds.append((sdist, wheel))
+    return builds
 
 
 def test_two_builds_have_the_same_bytes(built: list[tuple[Path, Path]]) -> None:
-    first, other = built
+    first, second = built
     assert [path.name for path in first] == ["adapterhub-0.1.0.tar.gz", "adapterhub-0.1.0-py3-none-any.whl"]
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in other]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_the_index_would_take_them(built: list[tuple[Path, Path]]) -> None:
@@ -70,9 +70,9 @@ def test_the_sdist_has_what_its_tests_and_pages_need(built: list[tuple[Path, Pat
 def interpreter(version: str) -> str:
     """A Python of that version, if there is one that starts."""
     for name in (f"python{version}", *sorted(map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")))):
-        found = shutil.which(name)
-        if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0:
-            return found
+        path = shutil.which(name)
+        if path and subprocess.run([path, "--version"], capture_output=True, check=False).returncode == 0:
+            return path
     pytest.skip(f"no Python {version} is here")
 
 

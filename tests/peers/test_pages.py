@@ -137,16 +137,16 @@ def visit(chromium: Browser, hub: Running, body: str, scheme: str = "light", wid
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_accessible_quiet_and_fits(chromium: Browser, hub: Running, scheme: str, width: int) -> None:
-    found = visit(chromium, hub, _TOUR, scheme, width)
-    assert found == {}, json.dumps(found, indent=1)
+    violations = visit(chromium, hub, _TOUR, scheme, width)
+    assert violations == {}, json.dumps(violations, indent=1)
 
 
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(chromium: Browser, hub: Running) -> None:
-    found = visit(chromium, hub, _TABS)
-    assert found["hidden"] == []
-    assert found["names"][0] == "A Skip to the content"
-    assert any(name.startswith("SUMMARY vLLM") for name in found["names"])
-    assert found["skipped"] == "content"
+    keyboard = visit(chromium, hub, _TABS)
+    assert keyboard["hidden"] == []
+    assert keyboard["names"][0] == "A Skip to the content"
+    assert any(name.startswith("SUMMARY vLLM") for name in keyboard["names"])
+    assert keyboard["skipped"] == "content"
 
 
 def test_a_click_selects_a_whole_command_without_a_script(chromium: Browser, hub: Running) -> None:
@@ -155,7 +155,7 @@ def test_a_click_selects_a_whole_command_without_a_script(chromium: Browser, hub
 
 
 def test_the_card_of_a_stranger_runs_nothing(chromium: Browser, hub: Running) -> None:
-    found = visit(chromium, hub, _RUNS)
-    assert found["title"].startswith("team/evil:v1")
-    assert found["ran"] is True
-    assert all(found["pictures"])
+    card_page = visit(chromium, hub, _RUNS)
+    assert card_page["title"].startswith("team/evil:v1")
+    assert card_page["ran"] is True
+    assert all(card_page["pictures"])

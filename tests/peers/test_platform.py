@@ -31,11 +31,11 @@ API = "/api/adapterhub/v1"
 
 def adapterhub(env: dict[str, str], words: str) -> str:
     """What a command prints, run as `docker compose run --rm hub-1` does."""
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "adapterhub", *shlex.split(words)], env=env, check=False, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @contextmanager

@@ -12,10 +12,10 @@ pytestmark = pytest.mark.peer
 
 
 def test_every_test_has_a_database_of_its_own(postgres: Postgres) -> None:
-    first, other = postgres.database(), postgres.database()
+    first, second = postgres.database(), postgres.database()
     postgres.sql(first, "CREATE TABLE entries (name text)")
     assert postgres.sql(first, "SELECT count(*) FROM entries") == "0"
-    assert postgres.sql(other, "SELECT to_regclass('entries') IS NULL") == "t"
+    assert postgres.sql(second, "SELECT to_regclass('entries') IS NULL") == "t"
 
 
 def test_of_racing_inserts_of_one_key_exactly_one_wins(postgres: Postgres) -> None:

@@ -40,11 +40,11 @@ def run_promptfoo(config: dict[str, Any], folder: Path) -> Path:
     words = [need_program("node"), script, "eval", "-c", folder / "promptfooconfig.json", "--no-cache", "--no-progress-bar"]
     offline = {"PROMPTFOO_DISABLE_TELEMETRY": "1", "PROMPTFOO_DISABLE_UPDATE": "1", "NO_PROXY": "127.0.0.1"}
     variables = {**os.environ, **offline, "PROMPTFOO_CONFIG_DIR": str(folder), "HOME": str(folder)}
-    done = subprocess.run(
+    result = subprocess.run(
         [*map(str, words), "-o", str(folder / "out.json")], cwd=folder, env=variables, capture_output=True, text=True,
         timeout=900, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    assert done.returncode == _ASSERTION_FAILED, done.stdout[-2000:] + done.stderr[-3000:]
+    assert result.returncode == _ASSERTION_FAILED, result.stdout[-2000:] + result.stderr[-3000:]
     return folder / "out.json"
 
 

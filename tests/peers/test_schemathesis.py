@@ -45,8 +45,8 @@ def _often(*about):
 """
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["nobody", "writer"])
-def test_every_answer_is_one_of_the_document(tmp_path: Path, known: bool) -> None:
+@pytest.mark.parametrize("is_member", [False, True], ids=["nobody", "writer"])
+def test_every_answer_is_one_of_the_document(tmp_path: Path, is_member: bool) -> None:
     program = environment("schemathesis==4.32.5").with_name("schemathesis")
     (tmp_path / "schemathesis.toml").write_text(_CONFIG)
     (tmp_path / "hooks.py").write_text(_HOOKS)
@@ -55,7 +55,7 @@ def test_every_answer_is_one_of_the_document(tmp_path: Path, known: bool) -> Non
             registry.push(write_adapter(tmp_path / "sql", 1), Ref("team/sql"))
         words = ["--config-file", tmp_path / "schemathesis.toml", "run", f"{hub.url}/api/openapi.json", "--checks", _CHECKS]
         words += ["--phases", "examples,coverage,fuzzing", "--max-examples", 10, "--seed", 1, "--generation-database", "none"]
-        words += ["--header", f"Authorization: Bearer {hub.token}"] if known else []
+        words += ["--header", f"Authorization: Bearer {hub.token}"] if is_member else []
         result = subprocess.run(
             [str(word) for word in (program, *words)],
             check=False,

@@ -38,11 +38,11 @@ def validated(*paths: Path) -> subprocess.CompletedProcess[str]:
 def test_bills_are_valid_by_the_model_of_spdx(tmp_path: Path) -> None:
     folder = trained(tmp_path / "sql")
     manifest = ah.load(folder).manifest
-    known, unknown = Ancestor(f"sha256:{'2' * 64}", "team/a:v1", manifest), Ancestor(f"sha256:{'3' * 64}", "team/b:v1")
+    with_manifest, unknown = Ancestor(f"sha256:{'2' * 64}", "team/a:v1", manifest), Ancestor(f"sha256:{'3' * 64}", "team/b:v1")
     documents = [
         spdx_bom(folder, base_license="llama3.1", supplier="Example"),
         spdx_bom(write_adapter(tmp_path / "bare"), created="2026-11-26T00:00:00Z"),
-        spdx_bill(BilledAdapter("team/sql", f"sha256:{'4' * 64}", manifest, [known, unknown], "mit or apache-2.0")),
+        spdx_bill(BilledAdapter("team/sql", f"sha256:{'4' * 64}", manifest, [with_manifest, unknown], "mit or apache-2.0")),
     ]
     documents.append(spdx_bom(declared(folder)))
     paths = [tmp_path / f"{number}.json" for number in range(len(documents))]

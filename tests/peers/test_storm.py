@@ -43,27 +43,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def test_every_answer_of_torch_is_of_the_version_that_its_header_names(models: Models, tmp_path: Path) -> None:
-    with storm.storm(models, models.base, tmp_path, "--engine", "torch", "--max-adapters", 4, more={}) as found:
-        run("torch", found)
+    with storm.storm(models, models.base, tmp_path, "--engine", "torch", "--max-adapters", 4, fields={}) as running:
+        run("torch", running)
 
 
 @pytest.mark.parametrize("shape", [(), ("--one-process",)], ids=["router", "one process"])
 def test_so_is_every_answer_of_llama_cpp(models: Models, tmp_path: Path, shape: tuple[str, ...]) -> None:
     options = ("--program", llama_server.program(), "--max-adapters", 10, *shape)
-    with storm.storm(models, models.gguf, tmp_path, *options, more={"logit_bias": serving.BIAS}) as found:
-        run("llama.cpp", found)
+    with storm.storm(models, models.gguf, tmp_path, *options, fields={"logit_bias": serving.BIAS}) as running:
+        run("llama.cpp", running)
 
 
 def test_so_is_every_answer_of_vllm(tmp_path: Path) -> None:
     models = serving.make_models(tmp_path, adapters=storm.ADAPTERS, hidden=128, head=32)  # vLLM's smallest head on a CPU
     options = ("--engine", "vllm", "--program", vllm.python(), "--max-adapters", 4, "--max-rank", 8, "--", *VLLM)
-    more, env = {"logit_bias": serving.BIAS}, vllm.environ(tmp_path)
-    with storm.storm(models, models.base, tmp_path, *options, more=more, env=env) as found:
-        run("vllm", found)
+    extra_fields, env = {"logit_bias": serving.BIAS}, vllm.environ(tmp_path)
+    with storm.storm(models, models.base, tmp_path, *options, fields=extra_fields, env=env) as running:
+        run("vllm", running)
 
 
-def run(engine: str, found: storm.Storm) -> None:
-    print(engine, json.dumps(storm.run(found, seconds=SECONDS)))
+def run(engine: str, running: storm.Storm) -> None:
+    print(engine, json.dumps(storm.run(running, seconds=SECONDS)))
 
 
 # ---- two gateways over two engines

@@ -17,9 +17,9 @@ __all__ = ["tiny_base"]
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 CONFIG = """
@@ -50,7 +50,7 @@ def test_the_session_of_the_readme_works_and_prints_the_lines_that_it_shows(tiny
         for step in pages.steps((ROOT / "README.md").read_text()):
             assert isinstance(step, pages.Command)
             between = [part for line in step.printed if line for part in ("…", line)]  # it is shortened
-            session.do(pages.Command(step.typed, (*between, "…")))
+            session.perform(pages.Command(step.typed, (*between, "…")))
 
 
 @pytest.mark.peer
@@ -60,7 +60,7 @@ def test_every_step_works_as_printed(name: str, tiny_base: Path, tmp_path: Path)
     fill(tmp_path, tiny_base)
     with pages.Session(tmp_path, _environment(tmp_path, None), {"8090": free_port(), "8000": free_port()}) as session:
         for step in pages.steps(pages.page(f"tutorials/{name}.md")):
-            session.do(step)
+            session.perform(step)
 
 
 @pytest.mark.peer
@@ -71,4 +71,4 @@ def test_every_step_works_as_printed_with_the_real_model(name: str, run: Run, tm
     run("convert", "demo/smollm2.gguf", "demo/base", "--to", "hf")
     with pages.Session(tmp_path, _environment(tmp_path, None), {"8090": 0, "8000": free_port()}) as session:
         for step in pages.steps(pages.page(f"tutorials/{name}.md")):
-            session.do(step)
+            session.perform(step)

@@ -127,15 +127,15 @@ def test_llama_cpp_downloads_a_model_of_the_upstream(tmp_path: Path, mode: str) 
     """Its own downloader, which reads refs and a tree, and asks for the file in ranges; the server ends once it has it."""
     data = random.Random(0).randbytes(3_000_000)
     files = {"tiny-Q8_0.gguf": b"GGUF" + data}
-    with Hub() as other, hub_of(tmp_path / "hub", other.url, mode) as hub:
-        publish(other, "org/tiny", files)
+    with Hub() as other_hub, hub_of(tmp_path / "hub", other_hub.url, mode) as hub:
+        publish(other_hub, "org/tiny", files)
         cache = dict.fromkeys(("LLAMA_CACHE", "HF_HUB_CACHE"), str(tmp_path))
         environment = {**os.environ, **cache, "HF_ENDPOINT": f"{hub.url}/", "HF_TOKEN": hub.token}
         command = [str(llama_server.program()), "-hf", "org/tiny:Q8_0", "--port", "0"]
         result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=60)
         downloaded = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "hub" not in path.parts]
         assert files["tiny-Q8_0.gguf"] in downloaded, result.stderr
-        sent_tokens = [headers for _, _, headers in other.requests if "authorization" in headers]
+        sent_tokens = [headers for _, _, headers in other_hub.requests if "authorization" in headers]
         assert sent_tokens == []
 
 

@@ -24,8 +24,8 @@ def test_it_serves_what_was_pulled(run: Run, tmp_path: Path) -> None:
 
     def by_peft() -> list[int]:
         tokens = adapted.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)
-        found: list[int] = tokens[0, len(PROMPT) :].tolist()
-        return found
+        generated: list[int] = tokens[0, len(PROMPT) :].tolist()
+        return generated
 
     run("init")
     run("push", tmp_path / "sql", "team/sql")

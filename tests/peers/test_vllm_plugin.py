@@ -34,8 +34,8 @@ def by_peft(adapted: Any) -> list[int]:
     import torch
 
     tokens = adapted.generate(torch.tensor([PROMPT]), max_new_tokens=COUNT, min_new_tokens=COUNT, do_sample=False)
-    found: list[int] = tokens[0, len(PROMPT) :].tolist()
-    return found
+    generated: list[int] = tokens[0, len(PROMPT) :].tolist()
+    return generated
 
 
 def renamed(source: Path, out: Path, old: str, new: str) -> None:
@@ -57,14 +57,14 @@ def answers(tmp_path: Path) -> dict[str, list[int]]:
         need_module(module)
     sizes: dict[str, Any] = {"hidden_size": 128, "head_dim": 32}  # the smallest head of vLLM's attention on a CPU
     tiny.model(**sizes).save_pretrained(tmp_path / "base")
-    found = {"base": by_peft(tiny.model(**sizes))}
+    generated = {"base": by_peft(tiny.model(**sizes))}
     for name, strength in (("one", 0.1), ("two", 0.2), ("three", 0.3)):
-        found[name] = by_peft(tiny.adapter(tiny.model(**sizes), tmp_path / name, strength=strength))
+        generated[name] = by_peft(tiny.adapter(tiny.model(**sizes), tmp_path / name, strength=strength))
     tiny.adapter(tiny.model(**sizes), tmp_path / "wide", r=12)
     renamed(tmp_path / "one", tmp_path / "misfit", ".model.model.", ".model.backbone.")
     renamed(tmp_path / "one", tmp_path / "odd", ".q_proj", ".odd_proj")
-    assert len({tuple(answer) for answer in found.values()}) == 4
-    return found
+    assert len({tuple(answer) for answer in generated.values()}) == 4
+    return generated
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def aged(served: Path) -> None:
 def test_what_it_serves_is_the_version_that_was_named_and_nothing_else(
     run: Run, answers: dict[str, list[int]], models: dict[str, str], tmp_path: Path
 ) -> None:
-    one, two = models["one"], models["two"]
+    first_model, second_model = models["one"], models["two"]
     env = {**vllm.with_plugin(tmp_path / "ours"), "ADAPTERHUB_VLLM_ALLOW": "team/*", "ADAPTERHUB_REGISTRY": str(tmp_path)}
     cache = tmp_path / "xdg-cache"
     with vllm.serving(tmp_path / "base", tmp_path, env={**env, "XDG_CACHE_HOME": str(cache)}) as server:
@@ -98,27 +98,27 @@ def test_what_it_serves_is_the_version_that_was_named_and_nothing_else(
         assert asyncio.run(vllm_build.mixes_base(Client(server.url), read_base(tmp_path / "base")))  # as it is for CPUs
 
         # Each version by its digest, its number and without its namespace, in turn and at once.
-        expected = {one: "one", two: "two", "team/sql:v1": "one", "sql:v2": "two"}
+        expected = {first_model: "one", second_model: "two", "team/sql:v1": "one", "sql:v2": "two"}
         with ThreadPoolExecutor(4) as pool:
-            found = dict(zip([*expected] * 4, pool.map(answer, [*expected] * 4), strict=True))
-        assert found == {model: answers[name] for model, name in expected.items()}
+            answers_by_model = dict(zip([*expected] * 4, pool.map(answer, [*expected] * 4), strict=True))
+        assert answers_by_model == {model: answers[name] for model, name in expected.items()}
         assert answer("base") == answers["base"]
 
         # What was pushed since the start is there; what may move, fits nothing, is forbidden or unknown is refused in words.
         run("push", "three", "team/sql", "--tag", "prod")
         assert answer("team/sql:v3") == answers["three"]
-        for model in ("team/sql", "team/sql:prod", "team/sql:latest", one[:-8]):
-            status, said = server.refused(model)
-            assert (status, said.partition(":")[0]) == (400, "moving-tag")
-        status, said = server.refused("team/misfit:v1")
+        for model in ("team/sql", "team/sql:prod", "team/sql:latest", first_model[:-8]):
+            status, message = server.refused(model)
+            assert (status, message.partition(":")[0]) == (400, "moving-tag")
+        status, message = server.refused("team/misfit:v1")
         assert status == 400
-        assert said.startswith("other-prefix: team/misfit:v1: vllm: ignored: ")
-        assert said.endswith('14 modules begin with "backbone.", the base\'s with "model."')
-        status, said = server.refused("team/odd:v1")
-        assert (status, said.partition(":")[0]) == (400, "runtime")
-        assert "vllm: refused: expected target modules" in said, said
-        status, said = server.refused("team/wide:v1")
-        assert (status, said) == (400, WIDE)
+        assert message.startswith("other-prefix: team/misfit:v1: vllm: ignored: ")
+        assert message.endswith('14 modules begin with "backbone.", the base\'s with "model."')
+        status, message = server.refused("team/odd:v1")
+        assert (status, message.partition(":")[0]) == (400, "runtime")
+        assert "vllm: refused: expected target modules" in message, message
+        status, message = server.refused("team/wide:v1")
+        assert (status, message) == (400, WIDE)
         assert server.refused("other/sql:v1") == (404, "not-served: other/sql: is not served here")
         assert server.refused("team/none:v1") == (404, "team/none:v1: no such adapter")
         assert server.refused("team/sql:v9")[0] == 404
@@ -129,31 +129,33 @@ def test_what_it_serves_is_the_version_that_was_named_and_nothing_else(
         )
 
         # A long answer of one version, while others take its place in memory again and again.
-        long = server.generated(one, PROMPT, LONG)
+        long = server.generated(first_model, PROMPT, LONG)
         assert long[:COUNT] == answers["one"]
         with ThreadPoolExecutor(3) as pool:
-            running = [pool.submit(server.generated, one, PROMPT, LONG) for _ in range(2)]
+            running = [pool.submit(server.generated, first_model, PROMPT, LONG) for _ in range(2)]
             for _ in range(4):
-                assert [answer(model) for model in (two, "team/sql:v3")] == [answers["two"], answers["three"]]
-            assert [found.result() for found in running] == [long, long]
+                assert [answer(model) for model in (second_model, "team/sql:v3")] == [answers["two"], answers["three"]]
+            assert [generation.result() for generation in running] == [long, long]
         assert server.is_healthy()
 
         # Folders that the server reads again after an eviction stay, though they are old and it is told to forget them.
         served = cache / "adapterhub/served"
         aged(served)
-        server.post("/v1/unload_lora_adapter", {"lora_name": one})
+        server.post("/v1/unload_lora_adapter", {"lora_name": first_model})
         swept = json.loads(run("gc", "--json", env={"XDG_CACHE_HOME": str(cache)}).stdout)
         assert (swept["served"], swept["served_held"]) == (1, 3)  # the one that was refused is not held
-        assert [answer(model) for model in (one, two, "team/sql:v3")] == [answers[n] for n in ("one", "two", "three")]
+        assert [answer(model) for model in (first_model, second_model, "team/sql:v3")] == [
+            answers[n] for n in ("one", "two", "three")
+        ]
 
         # vLLM alone, of the same adapter that fits no module: the base's tokens, 200, under the adapter's name.
         run("pull", "team/misfit", "-o", "pulled")
         server.post("/v1/load_lora_adapter", {"lora_name": "alone", "lora_path": str(tmp_path / "pulled")})
         assert answer("alone") == answers["base"]
-    assert gone(run, cache) == 3
+    assert evicted_count(run, cache) == 3
 
 
-def gone(run: Run, cache: Path) -> int:
+def evicted_count(run: Run, cache: Path) -> int:
     """How many folders a gc removes once the killed server's processes have ended."""
     for _ in range(100):
         aged(cache / "adapterhub/served")
@@ -192,16 +194,16 @@ ALLOWED = {"ADAPTERHUB_VLLM_ALLOW": "team/*"}
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("variables", "says"),
     [
         ({"VLLM_SKIP_MODEL_NAME_VALIDATION": "1"}, "answer for every adapter with the base"),
         ({"ADAPTERHUB_VLLM_TAGS": "latest"}, "is not one of refuse, pin"),
     ],
 )
 def test_vllm_does_not_start_with_variables_that_would_serve_something_else(
-    ours: dict[str, str], tmp_path: Path, more: dict[str, str], says: str
+    ours: dict[str, str], tmp_path: Path, variables: dict[str, str], says: str
 ) -> None:
-    loaded_model = loaded(LOAD, {**ours, **ALLOWED, "HOME": str(tmp_path), "PATH": os.environ["PATH"], **more})
+    loaded_model = loaded(LOAD, {**ours, **ALLOWED, "HOME": str(tmp_path), "PATH": os.environ["PATH"], **variables})
     assert loaded_model.returncode == 1
     assert says in loaded_model.stderr.splitlines()[-1]
 
@@ -221,17 +223,17 @@ def release(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 def defined(path: Path) -> dict[str, ast.stmt]:
     """What a module and its classes define, by dotted names."""
-    found: dict[str, ast.stmt] = {}
+    nodes: dict[str, ast.stmt] = {}
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{getattr(one, 'name', '')}": one for one in node.body}
-        found[getattr(node, "name", "")] = node
-    return found
+            nodes |= {f"{node.name}.{getattr(inner, 'name', '')}": inner for inner in node.body}
+        nodes[getattr(node, "name", "")] = node
+    return nodes
 
 
 def parameters(node: ast.stmt) -> list[str]:
     assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    return [one.arg for one in node.args.args]
+    return [argument.arg for argument in node.args.args]
 
 
 def test_its_interface_is_the_one_that_the_plugin_uses(release: Path) -> None:
@@ -242,7 +244,7 @@ def test_its_interface_is_the_one_that_the_plugin_uses(release: Path) -> None:
     assert parameters(resolver["_LoRAResolverRegistry.get_supported_resolvers"]) == ["self"]
     request = defined(release / "vllm/lora/request.py")["LoRARequest"]
     assert isinstance(request, ast.ClassDef)
-    fields = [ast.unparse(one) for one in request.body if isinstance(one, ast.AnnAssign)]
+    fields = [ast.unparse(statement) for statement in request.body if isinstance(statement, ast.AnnAssign)]
     assert fields[:3] == ["lora_name: str", "lora_int_id: int", "lora_path: str = ''"]
     errors = defined(release / "vllm/exceptions.py")
     assert parameters(errors["GracefulHTTPError.__init__"]) == ["self", "message", "http_status"]

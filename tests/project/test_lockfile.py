@@ -42,7 +42,7 @@ TEXT = f"""\
 """
 
 
-def said(run: Run, *words: object, **options: Any) -> Any:
+def run_json(run: Run, *words: object, **options: Any) -> Any:
     return json.loads(run(*words, "--json", **options).stdout)
 
 
@@ -104,9 +104,9 @@ def test_an_address_has_a_name(address: str, name: str) -> None:
 
 
 def test_only_what_is_locked_is_found() -> None:
-    there, path = {"team/sql": ONE}, Path("adapters.lock")
+    locked, path = {"team/sql": ONE}, Path("adapters.lock")
     for ref in ("team/sql", "team/sql:v2", f"team/sql@{DIGEST}", "oci://host/team/sql:v2"):
-        assert lockfile.find(there, ref, path) == ONE
+        assert lockfile.find(locked, ref, path) == ONE
     for ref, hint in (
         ("team/sql:v3", "Lock this one instead"),
         ("team/other", "Lock it"),
@@ -115,7 +115,7 @@ def test_only_what_is_locked_is_found() -> None:
         ("oci://host/team/sql:v3", "Lock it"),
     ):
         with pytest.raises(RefusedError, match=rf"adapters\.lock.* {hint}$") as error:
-            lockfile.find(there, ref, path)
+            lockfile.find(locked, ref, path)
         assert (error.value.code, error.value.fields) == ("not-locked", {"ref": ref})
 
 
@@ -149,23 +149,23 @@ def manifest(**annotations: str) -> Manifest:
 
 
 def test_an_entry_has_the_base_of_the_manifest_as_far_as_it_is_known() -> None:
-    made = manifest(**{"io.adapterhub.base.repo": "org/base", "io.adapterhub.base.revision": "abc", "other": "x"})
-    entry = lockfile.entry("team/sql", "team/sql:v2", lockfile.LOCAL_REGISTRY, made)
+    locked_manifest = manifest(**{"io.adapterhub.base.repo": "org/base", "io.adapterhub.base.revision": "abc", "other": "x"})
+    entry = lockfile.entry("team/sql", "team/sql:v2", lockfile.LOCAL_REGISTRY, locked_manifest)
     assert entry == LockedAdapter(
-        "team/sql", "team/sql:v2", "registry", made.digest, 12, {"repo": "org/base", "revision": "abc"}
+        "team/sql", "team/sql:v2", "registry", locked_manifest.digest, 12, {"repo": "org/base", "revision": "abc"}
     )
     with pytest.raises(FormatError, match="unprintable text about its base"):
         lockfile.entry("team/sql", "team/sql:v2", "registry", manifest(**{"io.adapterhub.base.repo": "a\x1b"}))
     with pytest.raises(FormatError, match="is not a valid name"):
-        lockfile.entry("../sql", "team/sql:v2", "registry", made)
+        lockfile.entry("../sql", "team/sql:v2", "registry", locked_manifest)
 
 
 def test_a_lock_is_recorded_next_to_what_it_has_and_only_if_it_changes(tmp_path: Path) -> None:
-    path, other = tmp_path / "adapters.lock", dataclasses.replace(ONE, name="team/other", ref="team/other")
+    path, other_entry = tmp_path / "adapters.lock", dataclasses.replace(ONE, name="team/other", ref="team/other")
     assert lockfile.record(path, {"team/sql": ONE})
     assert not lockfile.record(path, {"team/sql": ONE})
-    assert lockfile.record(path, {"team/other": other})
-    assert lockfile.read(path) == {"team/sql": ONE, "team/other": other}
+    assert lockfile.record(path, {"team/other": other_entry})
+    assert lockfile.read(path) == {"team/sql": ONE, "team/other": other_entry}
     (tmp_path / "link").symlink_to(path)
     with pytest.raises(RefusedError):
         lockfile.read(tmp_path / "link")
@@ -228,9 +228,9 @@ def test_what_was_locked_is_pulled_though_the_tag_has_moved(run: Run, team: str,
     assert (tmp_path / "adapters.lock").read_text() == text
 
     assert run("lock", "--check").stdout == "ok: 2 adapters, none moved\n"
-    digest = said(run, "push", "two", "team/sql:prod", "--remote")["digest"]
+    digest = run_json(run, "push", "two", "team/sql:prod", "--remote")["digest"]
     run("push", "one", "team/local:prod")
-    checked = said(run, "lock", "--check", code=1)
+    checked = run_json(run, "lock", "--check", code=1)
     assert [(row["name"], row["moved"]) for row in checked["adapters"]] == [("team/local", True), ("team/sql", True)]
     assert checked["adapters"][1]["now"] == digest
     assert "team/sql: team/sql:prod is now sha256:" in run("lock", "--check", "team/sql", code=1).stdout
@@ -238,13 +238,13 @@ def test_what_was_locked_is_pulled_though_the_tag_has_moved(run: Run, team: str,
     run("pull", "--locked")
     for name in ("team/sql", "team/local"):
         assert oci_manifest.build(tmp_path / "adapters" / name).digest == document[name]["digest"]
-    assert said(run, "pull", "--locked", "team/sql", "-o", "alone")["adapters"][0]["new"] is True
-    assert [one["new"] for one in said(run, "pull", "--locked")["adapters"]] == [False, False]
+    assert run_json(run, "pull", "--locked", "team/sql", "-o", "alone")["adapters"][0]["new"] is True
+    assert [adapter["new"] for adapter in run_json(run, "pull", "--locked")["adapters"]] == [False, False]
 
     run("lock", "--update", "team/sql")
     after = json.loads((tmp_path / "adapters.lock").read_text())["adapters"]
     assert (after["team/sql"]["digest"], after["team/local"]) == (digest, document["team/local"])
-    assert [one["new"] for one in said(run, "pull", "--locked")["adapters"]] == [False, True]
+    assert [adapter["new"] for adapter in run_json(run, "pull", "--locked")["adapters"]] == [False, True]
     assert oci_manifest.build(tmp_path / "adapters/team/sql").digest == digest
     run("lock", "--update")
     assert run("lock", "--check").stdout == "ok: 2 adapters, none moved\n"
@@ -257,7 +257,7 @@ def test_pull_records_what_it_pulled(run: Run, team: str, tmp_path: Path) -> Non
     run("pull", "team/sql:prod", "--remote", "-o", "a", "--lock")
     run("pull", "team/here", "-o", "b", "--lock")
     adapters = json.loads((tmp_path / "adapters.lock").read_text())["adapters"]
-    assert {name: one["digest"] for name, one in adapters.items()} == dict.fromkeys(
+    assert {name: locked_entry["digest"] for name, locked_entry in adapters.items()} == dict.fromkeys(
         ("team/sql", "team/here"), oci_manifest.build(tmp_path / "one").digest
     )
     address = adapters["team/sql"]["source"]
@@ -286,9 +286,9 @@ def test_what_is_there_already_is_not_asked_for(run: Run, team: str, tmp_path: P
         run("push", "one", "team/sql:v1", "--remote", "counted")
         run("lock", "team/sql:v1", "--remote", "counted")
         run("pull", "--locked")
-        server.seen.clear()
+        server.exchanges.clear()
         assert run("pull", "--locked").stdout.startswith("already there: adapters/team/sql: ")
-        assert server.seen == []
+        assert server.exchanges == []
 
 
 def test_a_missing_digest_other_bytes_and_an_unlocked_ref_each_have_their_exit_code(
@@ -303,8 +303,10 @@ def test_a_missing_digest_other_bytes_and_an_unlocked_ref_each_have_their_exit_c
         text = path.read_text()
         digest = json.loads(text)["adapters"]["team/sql"]["digest"]
 
-        other = f"error: team/other: is not in {path}, which has team/sql. Run `adapterhub lock team/other`  [not-locked]\n"
-        assert run("pull", "--locked", "team/other", code=6).stderr == other
+        error_line = (
+            f"error: team/other: is not in {path}, which has team/sql. Run `adapterhub lock team/other`  [not-locked]\n"
+        )
+        assert run("pull", "--locked", "team/other", code=6).stderr == error_line
         newer = run("pull", "--locked", "team/sql:v2", code=6).stderr
         assert f"error: team/sql:v2: {path} has team/sql:v1 (sha256:" in newer
         assert "). Run `adapterhub lock team/sql:v2`  [not-locked]" in newer
@@ -315,17 +317,17 @@ def test_a_missing_digest_other_bytes_and_an_unlocked_ref_each_have_their_exit_c
         assert "no such version" in run("pull", "--locked", code=3).stderr
         path.write_text(text)
 
-        def other(found: Exchange) -> None:
-            if "/blobs/" in found.path and found.method == "GET":
-                found.data = bytes([found.data[0] ^ 1]) + found.data[1:]
+        def error_line(exchange: Exchange) -> None:
+            if "/blobs/" in exchange.path and exchange.method == "GET":
+                exchange.data = bytes([exchange.data[0] ^ 1]) + exchange.data[1:]
 
-        server.after = other
+        server.after = error_line
         run("pull", "--locked", code=4)
 
-        def another(found: Exchange) -> None:
-            if "/manifests/" in found.path:
-                found.data = found.data.replace(b"application/vnd.cncf", b"application/vnd.cncg")
-                found.answer.pop("docker-content-digest", None)
+        def another(exchange: Exchange) -> None:
+            if "/manifests/" in exchange.path:
+                exchange.data = exchange.data.replace(b"application/vnd.cncf", b"application/vnd.cncg")
+                exchange.answer.pop("docker-content-digest", None)
 
         server.after = another
         run("pull", "--locked", code=4)
@@ -334,7 +336,7 @@ def test_a_missing_digest_other_bytes_and_an_unlocked_ref_each_have_their_exit_c
         run("pull", "--locked")
 
         # A tag that is gone is a finding, a registry that is gone an error.
-        server.before = lambda found: setattr(found, "status", 404 if "/manifests/v1" in found.path else 0)
+        server.before = lambda exchange: setattr(exchange, "status", 404 if "/manifests/v1" in exchange.path else 0)
         assert "team/sql:v1 no longer exists" in run("lock", "--check", code=1).stdout
     run("lock", "--check", code=5)
 

@@ -21,8 +21,8 @@ def test_a_change_leaves_comments_and_all_else(tmp_path: Path) -> None:
     old = settings_file.parse(WHOLE, path)
     same = remote_edits.with_changes(WHOLE, path, remotes=old.remotes, remote=old.remote)
     assert same == WHOLE
-    more = remote_edits.with_changes(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
-    assert more == WHOLE.replace('"team"', '"new"', 1) + '\n[remotes.new]\nurl = "oci://new.example"\n'
+    with_new_remote = remote_edits.with_changes(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
+    assert with_new_remote == WHOLE.replace('"team"', '"new"', 1) + '\n[remotes.new]\nurl = "oci://new.example"\n'
     less = remote_edits.with_changes(WHOLE, path, remotes={"free": "oci://free.example"}, remote=None)
     assert "# read by everybody\n[remotes.free]" in less
     assert "team]" not in less
@@ -58,15 +58,15 @@ def test_what_is_written_in_another_way_is_left_to_its_owner(tmp_path: Path, tex
         remote_edits.with_changes(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
 
 
-def _more(path: Path) -> None:
+def _add_remotes(path: Path) -> None:
     for _ in range(20):
         user_files.change(path, lambda text: text + "x")
 
 
 def test_two_processes_lose_no_change_of_each_other(tmp_path: Path) -> None:
-    both = [multiprocessing.get_context("fork").Process(target=_more, args=(tmp_path / "x",)) for _ in range(2)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
+    processes = [multiprocessing.get_context("fork").Process(target=_add_remotes, args=(tmp_path / "x",)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
     assert (tmp_path / "x").read_text() == "x" * 40

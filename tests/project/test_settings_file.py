@@ -34,11 +34,11 @@ allow = ["team/*", "oci://registry.example/*"]
 
 
 def test_all_that_may_stand_there_is_read(tmp_path: Path) -> None:
-    found = settings_file.parse(WHOLE, tmp_path / "adapterhub.toml")
-    assert (found.registry, found.remote) == (tmp_path / "store", "team")
-    assert dict(found.remotes) == {"team": "oci://registry.example/adapters", "free": "oci://free.example"}
-    where = str(tmp_path / "adapterhub.toml")
-    assert found.policy == Policy(where, 16, True, ("Apache-2.0", "MIT"), ("team/*", "oci://registry.example/*"))
+    settings = settings_file.parse(WHOLE, tmp_path / "adapterhub.toml")
+    assert (settings.registry, settings.remote) == (tmp_path / "store", "team")
+    assert dict(settings.remotes) == {"team": "oci://registry.example/adapters", "free": "oci://free.example"}
+    settings_path = str(tmp_path / "adapterhub.toml")
+    assert settings.policy == Policy(settings_path, 16, True, ("Apache-2.0", "MIT"), ("team/*", "oci://registry.example/*"))
 
 
 def test_the_template_sets_nothing_and_all_of_its_examples_are_valid(tmp_path: Path) -> None:
@@ -79,11 +79,11 @@ def test_what_isn_t_known_or_right_is_refused_with_its_line(tmp_path: Path, text
 
 
 def test_a_home_of_nobody_stays_as_it_is_written(tmp_path: Path) -> None:
-    found = settings_file.parse(
+    settings = settings_file.parse(
         "registry = '~nobody-here/r'\n[policy.signers]\n'*' = ['~nobody-here/k.pub']", tmp_path / "x.toml"
     )
-    assert found.registry == tmp_path / "~nobody-here/r"
-    assert found.policy.signers == (("*", (tmp_path / "~nobody-here/k.pub",)),)
+    assert settings.registry == tmp_path / "~nobody-here/r"
+    assert settings.policy.signers == (("*", (tmp_path / "~nobody-here/k.pub",)),)
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_mode_and_its_link(tmp_path: Path) -> None:

@@ -44,23 +44,23 @@ def under_strace(inject: str, work: Callable[[], object]) -> int:
     """
     call, _, fault = inject.partition(":")
     call = _CALLS.get(call, call)
-    here, there = os.pipe()
+    read_end, write_end = os.pipe()
 
     def waiting() -> None:
-        os.close(there)
+        os.close(write_end)
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY, 0, 0, 0)
-        os.read(here, 1)
-        os.close(here)
+        os.read(read_end, 1)
+        os.close(read_end)
         work()
 
     command = [need_program("strace"), "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
     child = fork(waiting)
-    os.close(here)
+    os.close(read_end)
     with subprocess.Popen([*command, "-p", str(child)]) as strace:
         while "\nTracerPid:\t0\n" in Path(f"/proc/{child}/status").read_text():
             assert strace.poll() is None, "strace has ended"
             time.sleep(0.001)
-        os.close(there)
+        os.close(write_end)
         (code,) = finished([child])
     assert code != 1
     return code

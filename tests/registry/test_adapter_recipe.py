@@ -49,14 +49,14 @@ def write_family(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_team(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_family(tmp_path_factory.mktemp("team"))
 
 
 @pytest.fixture
-def team(made: Path, tmp_path: Path) -> Path:
+def team(prepared_team: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may change."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(prepared_team, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -103,8 +103,8 @@ def test_what_was_changed_after_a_merge_is_counted_in_last_places(run: Run, team
     changed = derive.describe(team / "both", parents=manifest.parents, recipe=manifest.recipe)
     dataclasses.replace(changed, base=manifest.base).write(team / "both")
     run("push", "both", "team/both")
-    found = document(run, "rebuild", "team/both", code=1)
-    assert [difference["ulps"] for difference in found["differences"]] == [1]
+    report = document(run, "rebuild", "team/both", code=1)
+    assert [difference["ulps"] for difference in report["differences"]] == [1]
     assert "1 difference, at most 1 unit in the last place" in run("rebuild", "team/both", code=1).stdout
 
 
@@ -128,8 +128,8 @@ def test_what_was_made_with_a_base_is_made_again_with_no_other(run: Run, team: P
     run("push", "a", "team/based", "--to", "gguf", "--base", "base")
     base(team / "other", 3)
     prefix = "error: team/based:v1: made with the base whose fingerprint is sha256:"
-    for given, words in (((), "none was given"), (("--base", "other"), "another one was given")):
-        error = run("rebuild", "team/based", *given, code=6).stderr
+    for base_option, words in (((), "none was given"), (("--base", "other"), "another one was given")):
+        error = run("rebuild", "team/based", *base_option, code=6).stderr
         assert error.startswith(prefix)
         assert f", and {words}. Pass it as --base  [recipe-base-required]\n" in error
     with pytest.raises(RefusedError, match="and none was given. Pass that base"):
@@ -138,7 +138,7 @@ def test_what_was_made_with_a_base_is_made_again_with_no_other(run: Run, team: P
 
 
 def test_ulps_cross_zero() -> None:
-    first, other = np.array([0.0, 1.0], np.float32), np.array([-0.0, 1.0], np.float32)
-    assert adapter_recipe.ulps(first, other) == 0
+    first, second = np.array([0.0, 1.0], np.float32), np.array([-0.0, 1.0], np.float32)
+    assert adapter_recipe.ulps(first, second) == 0
     tiny = np.float32(1e-45)
     assert adapter_recipe.ulps(np.array([tiny]), np.array([-tiny])) == 2

@@ -37,22 +37,22 @@ def document(run: Run, *args: object, **options: Any) -> Any:
 
 def test_find_by_bytes(run: Run, registry: Path) -> None:
     weights = registry / "sql" / peft.WEIGHTS
-    [found] = document(run, "search", "--file", weights)["found"]
-    assert [(held["ref"], held["path"]) for held in found["holders"]] == [
+    [matched_file] = document(run, "search", "--file", weights)["found"]
+    assert [(holder["ref"], holder["path"]) for holder in matched_file["holders"]] == [
         ("team/sql:v2", peft.WEIGHTS),
         ("team/sql:v1", peft.WEIGHTS),
     ]
     pushed = document(run, "show", "team/sql:v2")["digest"]
     [whole] = document(run, "search", "--file", "sql")["found"]
-    assert [(held["ref"], held["path"], held["digest"]) for held in whole["holders"]] == [("team/sql:v2", None, pushed)]
+    assert [(holder["ref"], holder["path"], holder["digest"]) for holder in whole["holders"]] == [("team/sql:v2", None, pushed)]
     assert "team/sql:v2" in run("search", "--sha256", pushed).stdout
     assert "team/sql:v2" in run("search", "--sha256", pushed[7:20].upper()).stdout
 
 
 def test_a_folder_that_has_changed_is_found_by_its_weights(run: Run, registry: Path) -> None:
     (registry / "poems" / "README.md").write_text("new")
-    [found] = document(run, "search", "--file", "poems")["found"]
-    assert [(held["ref"], held["path"]) for held in found["holders"]] == [("team/poems:v1", peft.WEIGHTS)]
+    [matched_file] = document(run, "search", "--file", "poems")["found"]
+    assert [(holder["ref"], holder["path"]) for holder in matched_file["holders"]] == [("team/poems:v1", peft.WEIGHTS)]
 
 
 def test_what_no_version_holds_is_exit_3(run: Run, registry: Path) -> None:

@@ -49,8 +49,8 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
         assert conversion_cache.pull(registry, parent.ref, again, adapter_recipe.Conversion(to), base=spec).cached
         assert (files(again) if again.is_dir() else again.read_bytes()) == (files(out) if out.is_dir() else out.read_bytes())
 
-        given = adapter_recipe.ParentAdapter(team / source, team / source, parent.digest)
-        adapter_recipe.convert(given, tmp_path / "made", adapter_recipe.Conversion(to), name="made", base=spec)
+        parent_adapter = adapter_recipe.ParentAdapter(team / source, team / source, parent.digest)
+        adapter_recipe.convert(parent_adapter, tmp_path / "made", adapter_recipe.Conversion(to), name="made", base=spec)
         version = registry.push(tmp_path / "made", Ref.parse(f"team/as-{to}"))
         manifest = AdapterManifest.read(tmp_path / "made")
         assert manifest is not None
@@ -58,10 +58,10 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
         assert (manifest.format, manifest.recipe.to, manifest.parents[0].digest) == (to, to, parent.digest)
         conversion_cache.pull(registry, version.ref, tmp_path / "back", adapter_recipe.Conversion("peft"))
         registry.pull(version.ref, tmp_path / "kept")
-    adapter_recipe.rebuild_adapter(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
+    adapter_recipe.rebuild_adapter(tmp_path / "kept", [parent_adapter], tmp_path / "anew", base=spec)
     assert not adapter_recipe.differences(tmp_path / "kept", tmp_path / "anew")
-    found = files(tmp_path / "back")
-    assert {name: found[name] for name in files(team / source) if name != "adapter.json"} == {
+    files_back = files(tmp_path / "back")
+    assert {name: files_back[name] for name in files(team / source) if name != "adapter.json"} == {
         name: data for name, data in files(team / source).items() if name != "adapter.json"
     }
 
@@ -69,9 +69,9 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
 def test_of_two_who_convert_a_version_at_once_both_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(2)
 
-    def convert(*words: Any, **more: Any) -> Any:
+    def convert(*words: Any, **options: Any) -> Any:
         together.wait(60)
-        return adapter_recipe.convert(*words, **more)
+        return adapter_recipe.convert(*words, **options)
 
     monkeypatch.setattr(conversion_cache, "convert", convert)
     trained.folder(trained.full("q_proj", "v_proj"), tmp_path / "sql")
@@ -86,8 +86,8 @@ def test_of_two_who_convert_a_version_at_once_both_have_it(tmp_path: Path, monke
         return files(tmp_path / name)
 
     with ThreadPoolExecutor(2) as pool:
-        first, other = pool.map(pull, ("one", "other"))
-    assert first == other
+        first, second = pool.map(pull, ("one", "other"))
+    assert first == second
 
 
 def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path, tmp_path: Path) -> None:
@@ -98,12 +98,12 @@ def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path,
         conversion_cache.pull(
             registry, ref, tmp_path / "mine", adapter_recipe.Conversion("ollama"), base=trained.LLAMA, model="llama3.2:1b"
         )
-        kept = conversion_cache.pull(
+        conversion = conversion_cache.pull(
             registry, ref, tmp_path / "sql.gguf", adapter_recipe.Conversion("gguf"), base=trained.LLAMA
         )
     assert sorted(files(tmp_path / "mine")) == ["Modelfile", "mine.gguf"]
     assert (tmp_path / "mine/Modelfile").read_text() == "FROM llama3.2:1b\nADAPTER ./mine.gguf\n"
-    assert kept.cached
+    assert conversion.cached
     assert (tmp_path / "sql.gguf").read_bytes() == (tmp_path / "mine/mine.gguf").read_bytes()
 
 

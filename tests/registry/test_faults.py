@@ -72,7 +72,7 @@ def sweep(calls: Mapping[str, Sequence[int]], fault: str, template: Path | None,
     Of calls in a row that are alike, as the writes of one blob after the other, the first, the last and some between are made.
     """
 
-    def one(inject: str) -> int:
+    def run_with_fault(inject: str) -> int:
         root = tmp_path / inject.replace(":", "-")
         if template:
             shutil.copytree(template, root)
@@ -83,7 +83,7 @@ def sweep(calls: Mapping[str, Sequence[int]], fault: str, template: Path | None,
         shutil.rmtree(root)
         return status
 
-    return [one(f"{call}:{fault}:when={when}") for call, whens in calls.items() for when in whens]
+    return [run_with_fault(f"{call}:{fault}:when={call_number}") for call, whens in calls.items() for call_number in whens]
 
 
 @pytest.mark.peer
@@ -137,7 +137,7 @@ def test_a_move_and_a_collection_on_a_failing_disk(
         "write": (2, 4),
     }
 
-    def one(inject: str) -> int:
+    def run_with_fault(inject: str) -> int:
         root = tmp_path / inject.replace(":", "-")
         shutil.copytree(template, root)
         status = under_strace(inject, lambda: work(root))
@@ -152,7 +152,7 @@ def test_a_move_and_a_collection_on_a_failing_disk(
             assert {finding.severity for finding in fsck(registry)} <= {"note"}
         return status
 
-    statuses = [one(f"{call}:{fault}:when={when}") for call, whens in calls.items() for when in whens]
+    statuses = [run_with_fault(f"{call}:{fault}:when={call_number}") for call, whens in calls.items() for call_number in whens]
     assert set(statuses) <= {0, -signal.SIGKILL if "signal" in fault else LocalIOError.exit_code}
     assert len([status for status in statuses if status]) >= len(statuses) // 3
 

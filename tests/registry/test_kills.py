@@ -135,19 +135,19 @@ def test_killed_at_random_times(template: Path, tmp_path: Path, work: Callable[[
 
 def at_once(works: list[Callable[[], None]]) -> list[int]:
     """Let processes begin together; their exit codes."""
-    here, there = os.pipe()
+    read_end, write_end = os.pipe()
 
     def waiting(work: Callable[[], None]) -> Callable[[], None]:
         def begin() -> None:
-            os.close(there)
-            os.read(here, 1)
+            os.close(write_end)
+            os.read(read_end, 1)
             work()
 
         return begin
 
     children = [fork(waiting(work)) for work in works]
-    os.close(here)
-    os.close(there)
+    os.close(read_end)
+    os.close(write_end)
     return finished(children)
 
 
@@ -156,7 +156,7 @@ def test_of_eight_pushes_that_expect_the_same_one_wins(template: Path, make: Mak
     with Registry.open(template) as registry:
         before = registry.resolve(PROD).digest
 
-    def one(folder: Path) -> Callable[[], None]:
+    def push_of(folder: Path) -> Callable[[], None]:
         def work() -> None:
             with Registry.open(template) as registry:
                 try:
@@ -167,7 +167,7 @@ def test_of_eight_pushes_that_expect_the_same_one_wins(template: Path, make: Mak
 
         return work
 
-    assert at_once([one(folder) for folder in folders]) == [0] * 8
+    assert at_once([push_of(folder) for folder in folders]) == [0] * 8
     (won,) = (path.name.removeprefix("won-") for path in tmp_path.glob("won-*"))
     lost = [path.read_text() for path in tmp_path.glob("lost-*")]
     assert len(lost) == 7
@@ -211,11 +211,11 @@ def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path
         def work() -> None:
             for n in rounds():
                 with Registry.open(root) as registry:
-                    one(registry, Ref(f"team/{rng.choice('ab')}", tag=rng.choice([None, "prod"])), rng, f"{seed}-{n}")
+                    work_once(registry, Ref(f"team/{rng.choice('ab')}", tag=rng.choice([None, "prod"])), rng, f"{seed}-{n}")
 
         return work
 
-    def one(registry: Registry, ref: Ref, rng: random.Random, ident: str) -> None:
+    def work_once(registry: Registry, ref: Ref, rng: random.Random, ident: str) -> None:
         digest, folder = rng.choice(sorted(folders.items()))
         choice = rng.choice(["push", "push", "push", "gc", "rm", "tag", "pull"])
         try:

@@ -117,18 +117,18 @@ def test_who_may_only_read_sees_all_and_moves_nothing(registry: Registry, make: 
 
 def test_two_writers_at_once_lose_nothing(registry: Registry, make: Make) -> None:
     folders = [make(f"a{n}", n) for n in range(6)]
-    found: list[int] = []
+    numbers: list[int] = []
 
     def push(folder: Path) -> None:
         with Registry.open(registry.root) as mine:
-            found.append(mine.push(folder, SQL).number)
+            numbers.append(mine.push(folder, SQL).number)
 
     threads = [threading.Thread(target=push, args=(folder,)) for folder in folders]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(found) == [1, 2, 3, 4, 5, 6]
+    assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
     assert errors(registry) == []
 
 
@@ -153,14 +153,16 @@ def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, 
     def race(log: RefLog, name: str) -> Path:
         if not pushed:
             pushed.append(1)
-            entry = Entry(name, 1, "push", "2026-01-01T00:00:00Z", other.digest, len(other.raw), 1, ("latest",))
+            entry = Entry(
+                name, 1, "push", "2026-01-01T00:00:00Z", other_manifest.digest, len(other_manifest.raw), 1, ("latest",)
+            )
             assert log.append(entry)
         return begin(log, name)
 
-    other = ingest(registry.store, make("b", 1))[0]
+    other_manifest = ingest(registry.store, make("b", 1))[0]
     monkeypatch.setattr(RefLog, "begin_move", race)
     assert registry.push(make("a"), SQL).number == 2
-    assert registry.resolve(ref("team/sql:v1")).digest == other.digest
+    assert registry.resolve(ref("team/sql:v1")).digest == other_manifest.digest
     assert fsck(registry) == []
 
 

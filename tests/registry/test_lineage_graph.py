@@ -23,27 +23,27 @@ from tests.support.folders import adapter, pairs
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared_team(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_family(tmp_path_factory.mktemp("team"))
 
 
 @pytest.fixture
-def team(made: Path, tmp_path: Path) -> Path:
+def team(prepared_team: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may change."""
-    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(prepared_team, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 def test_parents_weights_methods_and_bases_are_walked_up_and_children_down(run: Run, team: Path) -> None:
-    found = document(run, "lineage", "team/both")
-    nodes = {node["digest"]: node for node in found["nodes"]}
+    lineage = document(run, "lineage", "team/both")
+    nodes = {node["digest"]: node for node in lineage["nodes"]}
     assert {ref for node in nodes.values() for ref in node["refs"]} == {
         "team/a:v1", "team/b:v1", "team/both:v1", "team/light:v1",
     }  # fmt: skip
-    assert {(nodes[e["parent"]]["refs"][0], nodes[e["child"]]["refs"][0], e["weight"]) for e in found["edges"]} == {
+    assert {(nodes[e["parent"]]["refs"][0], nodes[e["child"]]["refs"][0], e["weight"]) for e in lineage["edges"]} == {
         ("team/a:v1", "team/both:v1", 0.7), ("team/b:v1", "team/both:v1", -0.3), ("team/both:v1", "team/light:v1", None),
     }  # fmt: skip
-    assert nodes[found["digest"]]["how"] == "merged by svd"
+    assert nodes[lineage["digest"]]["how"] == "merged by svd"
     assert len({json.dumps(node["base"]["fingerprint"]) for node in nodes.values()}) == 1
 
 
@@ -57,8 +57,8 @@ def test_the_tree_fits_80_columns_and_names_what_came_of_it(run: Run, team: Path
 
 
 def test_a_parent_that_is_not_here_is_a_node_all_the_same(run: Run, team: Path) -> None:
-    found = document(run, "lineage", "team/elsewhere")
-    assert sorted(node["here"] for node in found["nodes"]) == [False, True, True]
+    lineage = document(run, "lineage", "team/elsewhere")
+    assert sorted(node["here"] for node in lineage["nodes"]) == [False, True, True]
     assert "not in this registry" in run("lineage", "team/elsewhere").stdout
 
 
@@ -115,9 +115,9 @@ def test_pull_as_converts_on_the_way_out_and_keeps_what_it_made(run: Run, team: 
 
 def test_a_kept_conversion_that_was_tampered_with_is_made_again(run: Run, team: Path) -> None:
     run("pull", "team/a", "--to", "gguf")
-    (kept,) = (team / ".adapterhub/cache").glob("*/files/*.gguf")
-    kept.chmod(0o600)
-    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    (kept_file,) = (team / ".adapterhub/cache").glob("*/files/*.gguf")
+    kept_file.chmod(0o600)
+    kept_file.write_bytes(kept_file.read_bytes()[:-1] + b"x")
     again = document(run, "pull", "team/a", "--to", "gguf", "-o", "again.gguf")
     assert again["cached"] is False
     assert (team / "again.gguf").read_bytes() == (team / "a.gguf").read_bytes()
@@ -178,8 +178,8 @@ def test_a_lineage_that_goes_round_ends(team: Path) -> None:
             return dataclasses.replace(manifest, parents=(Parent(forged[digest]),))
 
         registry.adapter_manifest = lying  # type: ignore[method-assign]
-        found = lineage_graph.trace(registry, Ref.parse("team/a"))
-    assert {edge.parent for edge in found.edges} >= {a, b}
+        lineage = lineage_graph.trace(registry, Ref.parse("team/a"))
+    assert {edge.parent for edge in lineage.edges} >= {a, b}
 
 
 def test_using_a_deprecated_version_prints_a_warning(run: Run, team: Path) -> None:
@@ -189,8 +189,8 @@ def test_using_a_deprecated_version_prints_a_warning(run: Run, team: Path) -> No
     assert document(run, "pull", "team/a", "--to", "gguf", "-o", "b.gguf")["deprecated"] == "use b"
     result = run("lineage", "team/both", "--json")
     assert result.stderr == warned
-    told = [node["deprecated"] for node in json.loads(result.stdout)["nodes"]]
-    assert sorted(filter(None, told), key=str) == [{"team/a:v1": "use b"}]
+    deprecations = [node["deprecated"] for node in json.loads(result.stdout)["nodes"]]
+    assert sorted(filter(None, deprecations), key=str) == [{"team/a:v1": "use b"}]
     assert "deprecated" not in run("lineage", "team/light", "--json").stderr.replace(warned, "")
     run("deprecate", "team/both:v1")
     assert run("rebuild", "team/both").stderr == "warning: team/both:v1 is deprecated\n"

@@ -46,12 +46,12 @@ def registry(make: Make, tmp_path: Path) -> Registry:
     return registry
 
 
-def read(registry: Registry, tag: str | None, number: int, known: Digest = "") -> list[int]:
+def read(registry: Registry, tag: str | None, number: int, verified_head: Digest = "") -> list[int]:
     """The entries that are read to check a version."""
     log = Counted(registry)
     state, row = queries.name(registry.index, SQL.name), registry.row(Ref(SQL.name, number=number))
     pushed, database = queries.push_entry_number(registry.index, row), Path("registry.db")
-    log_check.check_row(log, state, row, tag, pushed=pushed, database=database, verified_head=known)
+    log_check.check_row(log, state, row, tag, pushed=pushed, database=database, verified_head=verified_head)
     return log.read
 
 
@@ -78,10 +78,10 @@ def test_what_was_removed_and_restored_is_read_at_its_first_push(registry: Regis
 
 
 def test_a_tag_that_was_checked_takes_the_entries_since_then(registry: Registry) -> None:
-    known = head(registry)
-    assert read(registry, "old", 1, known) == [23, 1]
+    verified_head = head(registry)
+    assert read(registry, "old", 1, verified_head) == [23, 1]
     registry.protect(Ref(SQL.name, tag="dev"))
-    assert read(registry, "old", 1, known) == [24, 23, 1]
+    assert read(registry, "old", 1, verified_head) == [24, 23, 1]
 
 
 def test_a_process_reads_the_entries_behind_a_tag_once(registry: Registry, make: Make) -> None:
@@ -90,8 +90,8 @@ def test_a_process_reads_the_entries_behind_a_tag_once(registry: Registry, make:
     registry.store.log.path(SQL.name, 10).unlink()
     registry.push(make("a3", 3), SQL)
     assert registry.resolve(old).number == 1
-    with Registry.open(registry.root) as other, pytest.raises(IntegrityError, match="another entry 10"):
-        other.resolve(old)
+    with Registry.open(registry.root) as other_registry, pytest.raises(IntegrityError, match="another entry 10"):
+        other_registry.resolve(old)
 
 
 def test_what_was_checked_does_not_hold_for_a_log_that_came_in_its_place(registry: Registry, tmp_path: Path) -> None:
@@ -99,12 +99,12 @@ def test_what_was_checked_does_not_hold_for_a_log_that_came_in_its_place(registr
 
 
 def test_what_was_checked_before_a_removal_holds_after_it_is_undone(registry: Registry) -> None:
-    known = head(registry)
+    verified_head = head(registry)
     registry.protect(Ref(SQL.name, tag="prod"), on=False)
     registry.rm(SQL)
     between = head(registry)
     registry.restore(SQL.name)
-    assert read(registry, "old", 1, known) == [26, 25, 24, 23, 1]
+    assert read(registry, "old", 1, verified_head) == [26, 25, 24, 23, 1]
     assert read(registry, "old", 1, between) == [*range(26, 0, -1), 1]
 
 

@@ -33,17 +33,17 @@ SAID = Evaluation("eval", METRICS, DATA, {"quantize": "nf4"})
 @pytest.fixture
 def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
     """Two versions."""
-    with Registry.init(tmp_path / "registry") as made:
+    with Registry.init(tmp_path / "registry") as opened:
         for seed in (1, 2):
-            made.push(make(f"a{seed}", seed), SQL)
-        yield made
+            opened.push(make(f"a{seed}", seed), SQL)
+        yield opened
 
 
 def v(number: int) -> Ref:
     return Ref("team/sql", number=number)
 
 
-def found(registry: Registry, bound: str) -> list[str]:
+def refs_within(registry: Registry, bound: str) -> list[str]:
     rows = search(registry.index, Query(metrics=(parse_metric(bound, ""),), all_versions=True)).rows
     return [str(row.ref) for row in rows]
 
@@ -52,8 +52,8 @@ def test_it_is_found_by_its_numbers_shown_and_in_the_log_and_the_version_stays_t
     before = registry.resolve(v(1)).digest
     assert measurement_log.record(registry, v(1), SAID)
     assert registry.resolve(v(1)).digest == before
-    assert found(registry, "eval_perplexity<10") == ["team/sql:v1"]
-    assert found(registry, "eval_perplexity_ratio<0.5") == []
+    assert refs_within(registry, "eval_perplexity<10") == ["team/sql:v1"]
+    assert refs_within(registry, "eval_perplexity_ratio<0.5") == []
     assert registry.show(v(1))["evaluations"] == [SAID.document()]
     assert registry.show(v(2))["evaluations"] == []
     entry = registry.log(v(1))[0]
@@ -64,21 +64,21 @@ def test_the_last_of_a_name_counts_and_the_same_again_is_no_entry(registry: Regi
     assert measurement_log.record(registry, v(1), SAID)
     assert not measurement_log.record(registry, v(1), SAID)
     better = Evaluation("eval", {**METRICS, "perplexity": 5.0})
-    other = Evaluation("sql-test", {"perplexity": 7.0})
+    other_evaluation = Evaluation("sql-test", {"perplexity": 7.0})
     assert measurement_log.record(registry, v(1), better)
-    assert measurement_log.record(registry, v(1), other)
-    assert found(registry, "eval_perplexity<6") == ["team/sql:v1"]
-    assert found(registry, "eval_perplexity>6") == []
-    assert found(registry, "sql-test_perplexity=7") == ["team/sql:v1"]
-    assert registry.show(v(1))["evaluations"] == [better.document(), other.document()]
+    assert measurement_log.record(registry, v(1), other_evaluation)
+    assert refs_within(registry, "eval_perplexity<6") == ["team/sql:v1"]
+    assert refs_within(registry, "eval_perplexity>6") == []
+    assert refs_within(registry, "sql-test_perplexity=7") == ["team/sql:v1"]
+    assert registry.show(v(1))["evaluations"] == [better.document(), other_evaluation.document()]
 
 
 def test_the_rebuilt_index_has_the_same_content(registry: Registry) -> None:
     measurement_log.record(registry, v(1), SAID)
     measurement_log.record(registry, v(2), Evaluation("eval", {"perplexity": 3.0}))
-    before = queries.marks(registry.index, "evaluate", "team/sql"), found(registry, "eval_perplexity<10")
+    before = queries.marks(registry.index, "evaluate", "team/sql"), refs_within(registry, "eval_perplexity<10")
     assert registry.rebuild_index() == []
-    assert (queries.marks(registry.index, "evaluate", "team/sql"), found(registry, "eval_perplexity<10")) == before
+    assert (queries.marks(registry.index, "evaluate", "team/sql"), refs_within(registry, "eval_perplexity<10")) == before
     assert {finding.code for finding in fsck(registry)} <= {"orphans"}
 
 
@@ -86,7 +86,7 @@ def test_it_goes_with_its_version(registry: Registry) -> None:
     measurement_log.record(registry, v(1), SAID)
     measurement_log.record(registry, v(2), SAID)
     gc(registry, grace=0, last=1)
-    assert found(registry, "eval_perplexity<10") == ["team/sql:v2"]
+    assert refs_within(registry, "eval_perplexity<10") == ["team/sql:v2"]
     assert list(queries.marks(registry.index, "evaluate", "team/sql")) == ["2 eval"]
     with pytest.raises(NotFoundError):
         measurement_log.record(registry, v(1), SAID)

@@ -31,8 +31,8 @@ def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -
     safetensors_file.write(place / "third" / "model.safetensors", {f"{Q}.weight": np.ones((64, 64), dtypes.BF16)})
     assert "not the base model of the recipe" in run("rebuild", "a.json", "--base", "third", cwd=place, code=6).stderr
     (place / "base").rename(place / "moved")
-    gone = "error: base: the recipe has its base at base, and nothing is there. Pass its path with --base"
-    assert run("rebuild", "a.json", "-o", "out", cwd=place, code=3).stderr == f"{gone}  [recipe-base-elsewhere]\n"
+    message = "error: base: the recipe has its base at base, and nothing is there. Pass its path with --base"
+    assert run("rebuild", "a.json", "-o", "out", cwd=place, code=3).stderr == f"{message}  [recipe-base-elsewhere]\n"
     assert not [path for path in place.iterdir() if path.name.startswith((".", "out"))]
 
 
@@ -92,8 +92,8 @@ VERSIONS = {
 
 
 def test_a_recipe_of_a_merged_model_of_schema_1_is_read() -> None:
-    found = merge_recipe.parse((STORED / "merge.json").read_text(), "merge.json")
-    assert (found.to_dict()["schema_version"], found.adapters[0].digest) == (2, VERSIONS["team/sql:v1"])
-    assert (found.merge_options().requantize, found.form) == (None, "folder")
-    raw = found.dump()
+    recipe = merge_recipe.parse((STORED / "merge.json").read_text(), "merge.json")
+    assert (recipe.to_dict()["schema_version"], recipe.adapters[0].digest) == (2, VERSIONS["team/sql:v1"])
+    assert (recipe.merge_options().requantize, recipe.form) == (None, "folder")
+    raw = recipe.dump()
     assert merge_recipe.parse(raw.decode(), "merge.json").dump() == raw

@@ -20,8 +20,8 @@ SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.init(tmp_path / "registry") as made:
-        yield made
+    with Registry.init(tmp_path / "registry") as opened:
+        yield opened
 
 
 def manifest_of(registry: Registry, version: Version) -> Manifest:

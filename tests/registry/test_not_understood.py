@@ -37,7 +37,7 @@ def write(path: Path, shapes: Mapping[str, tuple[int, ...]], value: float = 1.0)
     return path
 
 
-def gguf(folder: Path, more: dict[str, gguf_types.MetadataValue] | None = None, **shapes: tuple[int, ...]) -> Path:
+def gguf(folder: Path, extra_metadata: dict[str, gguf_types.MetadataValue] | None = None, **shapes: tuple[int, ...]) -> Path:
     folder.mkdir()
     keys = {"general.type": "adapter", "general.architecture": "next", "adapter.type": "lora"}
     metadata = {key: gguf_types.string_value(value) for key, value in keys.items()} | {
@@ -45,7 +45,7 @@ def gguf(folder: Path, more: dict[str, gguf_types.MetadataValue] | None = None, 
     }
     sizes = {"a": A, "b": B, **shapes}
     tensors = {f"blk.0.ffn_up.weight.lora_{end}": np.ones(shape, np.float32) for end, shape in sizes.items()}
-    gguf_output.write(folder / "adapter.gguf", metadata | (more or {}), {n: t for n, t in tensors.items() if t.size})
+    gguf_output.write(folder / "adapter.gguf", metadata | (extra_metadata or {}), {n: t for n, t in tensors.items() if t.size})
     return folder
 
 
@@ -193,9 +193,9 @@ def test_a_kind_that_becomes_known_stays_readable(tmp_path: Path) -> None:
             weight_facts.check_facts(
                 dataclasses.replace(manifest, **lie), weight_facts.inspect_adapter(folder), "a", folder=folder
             )
-    other = peft(tmp_path / "b")
+    other_folder = peft(tmp_path / "b")
     with pytest.raises(IntegrityError, match='"method" is "lora", but the weights have "next"'):
-        weight_facts.check_facts(derive.describe(folder), weight_facts.inspect_adapter(other), "b", folder=other)
+        weight_facts.check_facts(derive.describe(folder), weight_facts.inspect_adapter(other_folder), "b", folder=other_folder)
 
 
 def test_its_runtimes_are_not_known_unless_they_need_a_conversion(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ OUT = {
     "resolve": ["resolve", "team/forced", "--for", "peft"],
 }
 FUNCTIONS: dict[str, Callable[[ah.Workspace], object]] = {
-    "push": lambda here: ah.push("./bad", "team/in", workspace=here),
-    "pull": lambda here: ah.pull("team/forced", "out", workspace=here),
-    "resolve": lambda here: resolve("team/forced", runtime="peft", workspace=here),
+    "push": lambda workspace: ah.push("./bad", "team/in", workspace=workspace),
+    "pull": lambda workspace: ah.pull("team/forced", "out", workspace=workspace),
+    "resolve": lambda workspace: resolve("team/forced", runtime="peft", workspace=workspace),
     "a registry's push": lambda _: ah.Registry("store").push("./bad", "team/in"),
     "the inner registry's push": lambda _: Registry.open(Path("store")).push(Path("bad"), Ref("team/in")),
 }
@@ -62,11 +62,11 @@ def versions(place: Path) -> list[str]:
         return [str(row.ref) for row in registry.list()]
 
 
-@pytest.mark.parametrize("of", ["registry", "project"])
+@pytest.mark.parametrize("policy_owner", ["registry", "project"])
 @pytest.mark.parametrize("way", [*IN, *OUT])
-def test_every_way_in_and_out_is_refused_by_rule_and_file(way: str, of: str, place: Path, run: Run) -> None:
+def test_every_way_in_and_out_is_refused_by_rule_and_file(way: str, policy_owner: str, place: Path, run: Run) -> None:
     file = place / "store" / PROJECT
-    if of == "project":
+    if policy_owner == "project":
         file = file.rename(place / PROJECT)
     result = run(*{**IN, **OUT}[way], "--registry", "store", "--json", code=6)
     error, rank = json.loads(result.stdout)["error"]["what"], 4 if way == "merge" else 2

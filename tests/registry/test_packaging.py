@@ -125,13 +125,13 @@ def test_every_command_that_stores_an_adapter_refuses_it_alike(
 
 
 FUNCTIONS: dict[str, Callable[[ah.Workspace], object]] = {
-    "push": lambda here: ah.push("./bad", "team/in", workspace=here),
-    "push to an address": lambda here: ah.push("./bad", "layout://out/there:v1", workspace=here),
-    "merge": lambda here: ah.merge(["./bad", "./bad"], "team/in:merged", workspace=here),
-    "pull, converted": lambda here: ah.pull("team/forced", "out/there", to="mlx", workspace=here),
-    "a registry's push": lambda here: ah.Registry(".").push("./bad", "team/in"),
-    "the inner registry's push": lambda here: Registry.open(Path()).push(
-        Path("bad"), Ref.parse("team/in"), policy=here.rules()
+    "push": lambda workspace: ah.push("./bad", "team/in", workspace=workspace),
+    "push to an address": lambda workspace: ah.push("./bad", "layout://out/there:v1", workspace=workspace),
+    "merge": lambda workspace: ah.merge(["./bad", "./bad"], "team/in:merged", workspace=workspace),
+    "pull, converted": lambda workspace: ah.pull("team/forced", "out/there", to="mlx", workspace=workspace),
+    "a registry's push": lambda workspace: ah.Registry(".").push("./bad", "team/in"),
+    "the inner registry's push": lambda workspace: Registry.open(Path()).push(
+        Path("bad"), Ref.parse("team/in"), policy=workspace.rules()
     ),
 }
 
@@ -215,6 +215,6 @@ def test_a_push_opens_every_file_twice_at_most(target: str, described: bool, run
         run("push", folder, "team/first")
         run("pull", "team/first", "-o", "with-json")
         folder = place / "with-json"
-    found = opens(run, tmp_path, folder, "push", folder, target)
-    assert set(found) >= {peft.CONFIG, peft.WEIGHTS, "README.md"}
-    assert found - Counter(dict.fromkeys(found, 2)) == Counter()
+    counts = opens(run, tmp_path, folder, "push", folder, target)
+    assert set(counts) >= {peft.CONFIG, peft.WEIGHTS, "README.md"}
+    assert counts - Counter(dict.fromkeys(counts, 2)) == Counter()

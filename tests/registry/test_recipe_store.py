@@ -51,18 +51,18 @@ def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any
 
 
 def test_a_name_means_one_model(named: Path, run: Any) -> None:
-    other = ("merge", "team/a", "--weights", "0.5", "--into", "base", "--recipe-only", "-o", "sql")
-    assert run(*other, cwd=named, code=7).stderr.endswith("[recipe-name-taken]\n")
+    other_merge = ("merge", "team/a", "--weights", "0.5", "--into", "base", "--recipe-only", "-o", "sql")
+    assert run(*other_merge, cwd=named, code=7).stderr.endswith("[recipe-name-taken]\n")
     run("rebuild", "sql", "--remove", cwd=named)
-    run(*other, cwd=named)
+    run(*other_merge, cwd=named)
     assert json.loads(run("rebuild", "--list", "--json", cwd=named).stdout)["merges"][0]["adapters"][0]["weight"] == 0.5
 
 
 def test_an_adapter_that_gc_could_not_keep_is_refused(place: Path, run: Any) -> None:
     (place / "a" / "README.md").write_text("# Another version\n")
     stderr = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "sql", cwd=place, code=3).stderr
-    what = "is not in this registry, so nothing would keep it for the recipe"
-    assert f": {what}. Push it first, or write the recipe to a .json file  [not-found]\n" in stderr
+    reason = "is not in this registry, so nothing would keep it for the recipe"
+    assert f": {reason}. Push it first, or write the recipe to a .json file  [not-found]\n" in stderr
 
 
 def test_fsck_finds_what_a_recipe_lacks(named: Path, run: Any) -> None:

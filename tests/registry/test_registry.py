@@ -70,13 +70,13 @@ def test_versions_are_numbered_and_latest_is_the_newest(registry: Registry, make
     two = registry.push(make("b", 1), ref("team/sql:prod"))
     assert (version.number, version.new, version.tags) == (1, True, ("latest",))
     assert (two.number, two.new, two.tags, two.tag) == (2, True, ("latest", "prod"), "prod")
-    for text, found in [
+    for text, expected in [
         ("team/sql", two),
         ("team/sql:v1", version),
         ("team/sql:prod", two),
         (f"team/sql@{version.digest[:13]}", version),
     ]:
-        assert registry.resolve(ref(text)).digest == found.digest
+        assert registry.resolve(ref(text)).digest == expected.digest
     assert [(row.number, row.tags, row.base, row.r) for row in registry.list()] == [
         (2, ("latest", "prod"), "org/base", 2),
         (1, (), "org/base", 2),
@@ -127,18 +127,18 @@ def test_a_restored_name_has_its_versions_tags_and_settings(registry: Registry, 
     registry.protect(ref("team/sql:prod"))
     registry.protect(ref("team/sql:prod"), on=False)
     registry.deprecate(ref("team/sql:v1"), "use v3")
-    before, shown = registry.list(), registry.show(ref("team/sql:prod"))
+    before, details = registry.list(), registry.show(ref("team/sql:prod"))
     for _ in range(2):
         registry.rm(SQL)
         assert registry.restore("team/sql").numbers == (1, 2, 3)
     assert [(row.ref, row.digest, row.tags, row.time) for row in registry.list()] == [
         (row.ref, row.digest, row.tags, row.time) for row in before
     ]
-    assert registry.show(ref("team/sql:prod")) == shown
+    assert registry.show(ref("team/sql:prod")) == details
     assert registry.resolve(ref("team/sql:v1")).deprecated == "use v3"
-    kept = registry.list()
+    rows = registry.list()
     assert registry.rebuild_index() == []
-    assert registry.list() == kept
+    assert registry.list() == rows
     assert registry.pull(ref("team/sql:v1"), tmp_path / "out").digest == before[-1].digest
     assert errors(registry) == []
 
@@ -268,10 +268,10 @@ def test_a_digest_that_two_versions_begin_with_is_ambiguous(registry: Registry) 
 
 def test_show_has_both_manifests(registry: Registry, make: Make) -> None:
     version = registry.push(make(), SQL)
-    shown = registry.show(SQL)
-    assert (shown["ref"], shown["digest"], shown["tags"]) == ("team/sql:v1", version.digest, ["latest"])
-    assert shown["manifest"]["base"]["repo"] == "org/base"
-    assert len(shown["oci_manifest"]["layers"]) == len(registry.files(version)) == 4
+    details = registry.show(SQL)
+    assert (details["ref"], details["digest"], details["tags"]) == ("team/sql:v1", version.digest, ["latest"])
+    assert details["manifest"]["base"]["repo"] == "org/base"
+    assert len(details["oci_manifest"]["layers"]) == len(registry.files(version)) == 4
 
 
 def test_list_takes_a_name_or_a_namespace(registry: Registry, make: Make) -> None:

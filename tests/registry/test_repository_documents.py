@@ -48,8 +48,8 @@ def read_again(repository: Repository, before: Repository | None = None) -> Repo
 
 
 def test_a_repository_is_the_same_when_it_is_read_again() -> None:
-    many = {commit_id(sha256_bytes(b"%d" % number)): BLOB for number in range(3000)}
-    for repository in (Repository(), WHOLE, Repository(commits=many)):
+    commits = {commit_id(sha256_bytes(b"%d" % number)): BLOB for number in range(3000)}
+    for repository in (Repository(), WHOLE, Repository(commits=commits)):
         assert read_again(repository) == repository
 
 
@@ -93,11 +93,11 @@ def test_a_commit_is_the_same_when_it_is_read_again() -> None:
 
 
 def test_a_repository_is_changed_in_one_thing_at_a_time() -> None:
-    other: Digest = sha256_bytes(b"other")
+    other_digest: Digest = sha256_bytes(b"other")
     branched = with_head(WHOLE, "dev", COMMIT, after="")
     assert without_head(branched, "dev") == WHOLE
-    added = with_manifest(WHOLE, other, OtherManifest("application/x", 1), {"x": "sha512:1", "y": other})
+    added = with_manifest(WHOLE, other_digest, OtherManifest("application/x", 1), {"x": "sha512:1", "y": other_digest})
     assert without_tags(added, ["x", "y"]).tags == WHOLE.tags
-    assert without_manifest(added, other, "sha512:1") == WHOLE
+    assert without_manifest(added, other_digest, "sha512:1") == WHOLE
     assert open_proposals(WHOLE) == {"2": PROPOSALS["2"]}
     assert open_proposals(None) == {}

@@ -27,14 +27,14 @@ def private(repository: Repository) -> Repository:
 
 
 def test_every_reader_of_the_registry_sees_a_change_and_one_that_changes_nothing_is_no_entry(registry: Registry) -> None:
-    ours, others = Repositories(registry), Repositories(registry)
-    assert others.get("team/sql") is None
+    ours, their_repositories = Repositories(registry), Repositories(registry)
+    assert their_repositories.get("team/sql") is None
     ours.change("team/sql", private)
-    changed = others.current("team/sql")
+    changed = their_repositories.current("team/sql")
     assert changed[1] is not None
     assert changed[1].private
     ours.change("team/sql", private)
-    assert others.current("team/sql") == changed
+    assert their_repositories.current("team/sql") == changed
     assert ours.names() == ["team/sql"]
 
 

@@ -66,7 +66,7 @@ def test_a_policy_requires_signatures_of_what_is_pushed(
 
 
 def test_each_matching_pattern_must_be_met(run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path) -> None:
-    other = keys.generate(tmp_path / "others" / "ci")[0]
+    other_key = keys.generate(tmp_path / "others" / "ci")[0]
     run("init")
     (tmp_path / "adapterhub.toml").write_text('[policy.signers]\n"team/*" = ["keys"]\n"*" = ["others"]\n')
     run("push", described(run, make("sql")), "free/sql", code=6)
@@ -75,7 +75,7 @@ def test_each_matching_pattern_must_be_met(run: Run, make: Make, team: tuple[Pat
     (tmp_path / "policy").rename(tmp_path / "adapterhub.toml")
     run("sign", "team/sql", "--key", team[0])
     assert "which is not accepted" in run("pull", "team/sql", "-o", "out", code=6).stderr
-    run("sign", "team/sql", "--key", other)
+    run("sign", "team/sql", "--key", other_key)
     run("pull", "team/sql", "-o", "out")
 
 
@@ -89,7 +89,7 @@ def test_gc_removes_the_signatures_of_versions_that_are_gone(
     run("rm", "team/bad")
     run("gc", "--grace", "0")
     run("gc", "--grace", "0")  # which finds that the first one removed the manifest
-    (left,) = (tmp_path / ".adapterhub" / "signatures" / "sha256").glob("*/*")
+    (leftover,) = (tmp_path / ".adapterhub" / "signatures" / "sha256").glob("*/*")
     digest = json.loads(run("show", "team/sql", "--json").stdout)["digest"]
-    assert f"sha256:{left.parent.name}" == digest
+    assert f"sha256:{leftover.parent.name}" == digest
     run("fsck")

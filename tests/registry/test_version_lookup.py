@@ -20,8 +20,8 @@ DIGESTS = ["", *("sha256:" + f"{number}" * 64 for number in range(1, 6))]
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Registry.init(tmp_path / "registry") as made:
-        yield made.ledger
+    with Registry.init(tmp_path / "registry") as opened:
+        yield opened.ledger
 
 
 def logged(ledger: Ledger, *entries: tuple[str, int, tuple[str, ...]]) -> int:

@@ -28,8 +28,8 @@ def test_a_number_is_v_and_at_most_nine_digits(tag: str, number: int | None) -> 
 
 
 def test_a_range_begins_with_its_sign_and_a_prefix_is_less_than_a_digest() -> None:
-    assert [version_selection.is_range(one) for one in ("^1", "~1.2", "1.2", "v1")] == [True, True, False, False]
-    assert [version_selection.is_prefix(one) for one in ("sha256:", ONE[:-1], ONE, "sha512:aa", "aaaa")] == [
+    assert [version_selection.is_range(text) for text in ("^1", "~1.2", "1.2", "v1")] == [True, True, False, False]
+    assert [version_selection.is_prefix(text) for text in ("sha256:", ONE[:-1], ONE, "sha512:aa", "aaaa")] == [
         True,
         True,
         False,

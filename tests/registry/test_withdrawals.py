@@ -70,12 +70,12 @@ def test_every_use_is_refused_with_the_reason(way: str, registry: Registry, tmp_
 @pytest.mark.parametrize(
     "function",
     [
-        lambda here: ah.pull("team/sql:v2", "out", workspace=here),
-        lambda here: ah.resolve("team/sql:v2", runtime="peft", workspace=here),
-        lambda here: ah.convert("team/sql:v2", "out", to="mlx", workspace=here),
-        lambda here: ah.validate("team/sql:v2", workspace=here),
-        lambda here: ah.merge(["team/sql:v2", "team/sql:v1"], out="out", workspace=here),
-        lambda here: copy("team/sql:v2", "team/copy", workspace=here),
+        lambda workspace: ah.pull("team/sql:v2", "out", workspace=workspace),
+        lambda workspace: ah.resolve("team/sql:v2", runtime="peft", workspace=workspace),
+        lambda workspace: ah.convert("team/sql:v2", "out", to="mlx", workspace=workspace),
+        lambda workspace: ah.validate("team/sql:v2", workspace=workspace),
+        lambda workspace: ah.merge(["team/sql:v2", "team/sql:v1"], out="out", workspace=workspace),
+        lambda workspace: copy("team/sql:v2", "team/copy", workspace=workspace),
     ],
 )
 def test_functions_that_open_a_version_are_refused_alike(

@@ -56,22 +56,22 @@ def layer_of(root: Path, name: str = "v1") -> tuple[dict[str, Any], dict[str, An
 
 def test_an_image_is_one_plain_layer_with_the_files_below_models(source: Path, run: Run, tmp_path: Path) -> None:
     document = json.loads(run("push", source, "oci:x:v1", "--to", "image", "--json").stdout)
-    made, config, layer = layer_of(tmp_path / "x")
-    assert [entry["mediaType"] for entry in made["layers"]] == ["application/vnd.oci.image.layer.v1.tar"]
-    assert made["config"]["mediaType"] == "application/vnd.oci.image.config.v1+json"
+    manifest, config, layer = layer_of(tmp_path / "x")
+    assert [entry["mediaType"] for entry in manifest["layers"]] == ["application/vnd.oci.image.layer.v1.tar"]
+    assert manifest["config"]["mediaType"] == "application/vnd.oci.image.config.v1+json"
     assert config["rootfs"] == {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]}
     assert (config["os"], config["architecture"], "created" in config) == ("linux", "amd64", False)
-    assert made["annotations"]["io.adapterhub.digest"] == oci_manifest.build(source).digest
+    assert manifest["annotations"]["io.adapterhub.digest"] == oci_manifest.build(source).digest
     with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
         members = tar.getmembers()
-        found = {member.name: tar.extractfile(member).read() for member in members if member.isreg()}  # type: ignore[union-attr]
+        files = {member.name: tar.extractfile(member).read() for member in members if member.isreg()}  # type: ignore[union-attr]
     assert [member.name for member in members] == sorted(member.name for member in members)
     assert {(member.mtime, member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, 0, "", "")}
     assert {member.mode for member in members if member.isdir()} == {0o755}
     assert {member.mode for member in members if member.isreg()} == {0o644}
     expected = {f"models/{path}": data for path, data in files_below(source).items()}
-    assert expected.items() <= found.items()
-    assert set(found) - set(expected) == {"models/adapter.json"}
+    assert expected.items() <= files.items()
+    assert set(files) - set(expected) == {"models/adapter.json"}
     again = json.loads(run("push", source, "oci-archive:y.tar:other", "--to", "image", "--json").stdout)
     assert again["digest"] == document["digest"]
 
@@ -96,13 +96,13 @@ def test_the_page_of_a_package_shows_what_is_recorded(make: Make, run: Run, tmp_
     assert [key for key in plain["annotations"] if not key.startswith("io.adapterhub.")] == []
 
 
-@pytest.mark.parametrize("how", ["folder", "ref", "address"])
-def test_what_went_in_comes_out_with_its_digest(source: Path, run: Run, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("source_kind", ["folder", "ref", "address"])
+def test_what_went_in_comes_out_with_its_digest(source: Path, run: Run, tmp_path: Path, source_kind: str) -> None:
     digest = oci_manifest.build(source).digest
     run("init", ".")
     run("push", source, "team/sql")
     run("push", source, "layout://plain:v1")
-    run("push", {"folder": "sql", "ref": "team/sql", "address": "layout://plain:v1"}[how], "oci:x:v1", "--to", "image")
+    run("push", {"folder": "sql", "ref": "team/sql", "address": "layout://plain:v1"}[source_kind], "oci:x:v1", "--to", "image")
     pulled = json.loads(run("pull", "oci:x:v1", "-o", "out", "--json").stdout)
     assert pulled["digest"] == digest == oci_manifest.build(tmp_path / "out").digest
     assert files_below(source).items() <= files_below(tmp_path / "out").items()
@@ -149,19 +149,19 @@ def test_it_goes_elsewhere_only_and_converts_nothing(source: Path, run: Run) -> 
 
 def rewritten(root: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> UnpackedSource:
     """The image in a layout with another manifest and config, under digests that are right."""
-    made, config, _ = layer_of(root)
-    change(made, config)
+    manifest, config, _ = layer_of(root)
+    change(manifest, config)
     raw = json.dumps(config).encode()
-    made["config"].update(digest="sha256:" + hashlib.sha256(raw).hexdigest(), size=len(raw))
-    (root / "blobs/sha256" / made["config"]["digest"][7:]).write_bytes(raw)
-    text = json.dumps(made).encode()
+    manifest["config"].update(digest="sha256:" + hashlib.sha256(raw).hexdigest(), size=len(raw))
+    (root / "blobs/sha256" / manifest["config"]["digest"][7:]).write_bytes(raw)
+    text = json.dumps(manifest).encode()
     layout = LayoutFolder(root)
     layout.put_document(text, "sha256:" + hashlib.sha256(text).hexdigest(), "changed")
     return UnpackedSource(layout)
 
 
 LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = {
-    "of somebody else": (lambda made, _: made["annotations"].clear(), RefusedError, "that adapterhub did not make"),
+    "of somebody else": (lambda manifest, _: manifest["annotations"].clear(), RefusedError, "that adapterhub did not make"),
     "without labels": (lambda _, config: config["config"].clear(), FormatError, "do not contain the packaged manifest"),
     "a list for a config": (
         lambda _, config: config.update(config=[1]),
@@ -174,7 +174,7 @@ LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = 
         "do not contain",
     ),
     "another manifest": (
-        lambda made, _: made["annotations"].update({"io.adapterhub.digest": "sha256:" + "0" * 64}),
+        lambda manifest, _: manifest["annotations"].update({"io.adapterhub.digest": "sha256:" + "0" * 64}),
         IntegrityError,
         "that of sha256:0",
     ),
@@ -183,14 +183,14 @@ LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = 
         IntegrityError,
         "another manifest or config",
     ),
-    "a layer of another size": (lambda made, _: made["layers"][0].update(size=3), RefusedError, "is not the one"),
+    "a layer of another size": (lambda manifest, _: manifest["layers"][0].update(size=3), RefusedError, "is not the one"),
     "two layers": (
-        lambda made, _: made["layers"].append({**made["layers"][0], "annotations": {}}),
+        lambda manifest, _: manifest["layers"].append({**manifest["layers"][0], "annotations": {}}),
         RefusedError,
         "is not the one",
     ),
     "a layer in zstd": (
-        lambda made, _: made["layers"][0].update(mediaType="application/vnd.oci.image.layer.v1.tar+zstd"),
+        lambda manifest, _: manifest["layers"][0].update(mediaType="application/vnd.oci.image.layer.v1.tar+zstd"),
         RefusedError,
         "tar+zstd",
     ),
@@ -236,10 +236,10 @@ def test_skopeo_takes_it_wherever_images_go_and_it_comes_back(source: Path, run:
     pushed = json.loads(run("push", source, f"oci://{host}/images/sql:v1", "--to", "image", "--json").stdout)
     document = json.loads(call(skopeo, "inspect", "--tls-verify=false", f"docker://{host}/images/sql:v1"))
     assert (document["Digest"], document["Os"], document["Architecture"]) == (pushed["digest"], "linux", "amd64")
-    there, copied = f"docker://{host}/images/sql:v1", f"docker://{host}/images/copy:v1"
-    call(skopeo, "copy", "--src-tls-verify=false", there, "oci:a:v1", cwd=tmp_path)  # in gzip, as it does by default
-    call(skopeo, "copy", "--src-tls-verify=false", "--preserve-digests", there, "oci-archive:b.tar:v1", cwd=tmp_path)
-    call(skopeo, "copy", "--src-tls-verify=false", "--dest-tls-verify=false", there, copied, cwd=tmp_path)
+    image_address, copied = f"docker://{host}/images/sql:v1", f"docker://{host}/images/copy:v1"
+    call(skopeo, "copy", "--src-tls-verify=false", image_address, "oci:a:v1", cwd=tmp_path)  # in gzip, as it does by default
+    call(skopeo, "copy", "--src-tls-verify=false", "--preserve-digests", image_address, "oci-archive:b.tar:v1", cwd=tmp_path)
+    call(skopeo, "copy", "--src-tls-verify=false", "--dest-tls-verify=false", image_address, copied, cwd=tmp_path)
     for n, place in enumerate(
         (f"oci://{host}/images/sql:v1", "oci:a:v1", "oci-archive:b.tar:v1", f"oci://{host}/images/copy:v1")
     ):
@@ -247,7 +247,7 @@ def test_skopeo_takes_it_wherever_images_go_and_it_comes_back(source: Path, run:
         assert files_below(source).items() <= files_below(tmp_path / f"out{n}").items()
     assert listed(run("list", "oci-archive:b.tar").stdout) == ["oci-archive:b.tar:v1"]
 
-    call(skopeo, "copy", "--src-tls-verify=false", there, "docker-archive:d.tar:images/sql:v1", cwd=tmp_path)
+    call(skopeo, "copy", "--src-tls-verify=false", image_address, "docker-archive:d.tar:images/sql:v1", cwd=tmp_path)
     with tarfile.open(tmp_path / "d.tar") as tar:
         (image,) = json.loads(tar.extractfile("manifest.json").read())  # type: ignore[union-attr]
         layer = tar.extractfile(image["Layers"][0])

@@ -46,11 +46,11 @@ GOOD = tar_of(MARK, INDEX)
 
 def patched(data: bytes, at: int, new: bytes) -> bytes:
     """A header field changed, its checksum right again."""
-    made = bytearray(data)
-    made[at : at + len(new)] = new
-    made[148:156] = b"        "
-    made[148:156] = b"%06o\0 " % sum(made[:512])
-    return bytes(made)
+    archive = bytearray(data)
+    archive[at : at + len(new)] = new
+    archive[148:156] = b"        "
+    archive[148:156] = b"%06o\0 " % sum(archive[:512])
+    return bytes(archive)
 
 
 HOSTILE = {

@@ -23,8 +23,8 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture
 def proxy(host: str) -> Iterator[Proxy]:
-    with Proxy(host) as found:
-        yield found
+    with Proxy(host) as server:
+        yield server
 
 
 @pytest.fixture
@@ -41,19 +41,19 @@ def losing(proxy: Proxy, lost: str) -> None:
     """Have the proxy lose something of the second piece of an upload, or the answer to its end."""
     pieces = 0
 
-    def after(found: Exchange) -> None:
+    def after(exchange: Exchange) -> None:
         nonlocal pieces
-        pieces += found.method == "PATCH"
+        pieces += exchange.method == "PATCH"
         if pieces == 2 and lost != "the last answer":
-            found.hang_up = found.method == "PATCH"
-        if found.method == "PUT" and pieces == 5:
-            found.hang_up, pieces = True, 100
+            exchange.hang_up = exchange.method == "PATCH"
+        if exchange.method == "PUT" and pieces == 5:
+            exchange.hang_up, pieces = True, 100
 
-    def before(found: Exchange) -> None:
-        if found.method == "PATCH" and pieces == 1 and lost == "half of a piece":
-            start = int(found.headers["content-range"].partition("-")[0])
-            found.body = found.body[:1000]
-            found.headers["content-range"] = f"{start}-{start + 999}"
+    def before(exchange: Exchange) -> None:
+        if exchange.method == "PATCH" and pieces == 1 and lost == "half of a piece":
+            start = int(exchange.headers["content-range"].partition("-")[0])
+            exchange.body = exchange.body[:1000]
+            exchange.headers["content-range"] = f"{start}-{start + 999}"
 
     proxy.before, proxy.after = before, after
 
@@ -64,9 +64,9 @@ def test_an_upload_whose_answers_got_lost_ends_well(proxy: Proxy, host: str, ada
     losing(proxy, lost)
     with remote(proxy.address, name) as to:
         manifest = copy_version(AdapterFolder(adapter), "latest", to, "latest").manifest
-    with remote(host, name) as there:
-        assert there.manifest("latest").digest == manifest.digest
-        assert all(there.has_blob(blob) for blob in distinct_blobs(manifest))
+    with remote(host, name) as repository:
+        assert repository.manifest("latest").digest == manifest.digest
+        assert all(repository.has_blob(blob) for blob in distinct_blobs(manifest))
 
 
 @pytest.mark.parametrize("lost", LOST)
@@ -77,16 +77,16 @@ def test_an_upload_resumes_at_the_offset_the_registry_reports(adapter: Path, los
         losing(proxy, lost)
         cutting = proxy.before
 
-        def before(found: Exchange) -> None:
-            cutting(found)
-            uploads.answer(found)
+        def before(exchange: Exchange) -> None:
+            cutting(exchange)
+            uploads.answer(exchange)
 
         proxy.before = before
         to.put_blob(blob, source)
         assert to.has_blob(blob)
     assert uploads.blobs == {blob.digest: (adapter / "README.md").read_bytes()}
     assert len(uploads.sessions) == 1
-    assert sum(len(found.body) for found in proxy.seen if found.status == 202) == blob.size
+    assert sum(len(exchange.body) for exchange in proxy.exchanges if exchange.status == 202) == blob.size
 
 
 def test_an_upload_of_which_the_registry_lost_a_part_begins_anew(adapter: Path, tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_an_upload_of_which_the_registry_lost_a_part_begins_anew(adapter: Path, 
         def place() -> OciRepository:
             return OciRepository(address, pauses=(), piece=1 << 16, largest=1 << 16, uploads=tmp_path / "notes")
 
-        def cut(found: Exchange) -> None:
-            uploads.answer(found)
-            if found.method == "PATCH" and len(proxy.seen) > 3:
-                found.status = 503
+        def cut(exchange: Exchange) -> None:
+            uploads.answer(exchange)
+            if exchange.method == "PATCH" and len(proxy.exchanges) > 3:
+                exchange.status = 503
 
         proxy.before = cut
         with place() as to, pytest.raises(RemoteError):
@@ -119,11 +119,11 @@ def test_a_registry_that_refuses_each_piece_is_given_up(adapter: Path) -> None:
     source, uploads = AdapterFolder(adapter), Uploads()
     blob = readme(source.manifest("latest"))
 
-    def before(found: Exchange) -> None:
-        uploads.answer(found)
-        if found.method == "PATCH":
-            uploads.sessions[found.path].clear()
-            found.status = 416
+    def before(exchange: Exchange) -> None:
+        uploads.answer(exchange)
+        if exchange.method == "PATCH":
+            uploads.sessions[exchange.path].clear()
+            exchange.status = 416
 
     with Proxy() as proxy, remote(proxy.address, "never") as to:
         proxy.before = before

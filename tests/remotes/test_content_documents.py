@@ -47,8 +47,12 @@ def test_a_lineage_has_no_edge_to_an_adapter_that_is_not_in_it() -> None:
     edge = {"parent": DIGEST, "child": DIGEST, "weight": 1.0, "method": None}
     document = {"digest": DIGEST, "nodes": [NODE], "edges": [edge], "models": []}
     assert content_documents.read_lineage(document, "hub") == document
-    other = "sha256:" + "b" * 64
-    for changed in ({"digest": other}, {"edges": [{**edge, "parent": other}]}, {"edges": [{**edge, "child": other}]}):
+    other_digest = "sha256:" + "b" * 64
+    for changed in (
+        {"digest": other_digest},
+        {"edges": [{**edge, "parent": other_digest}]},
+        {"edges": [{**edge, "child": other_digest}]},
+    ):
         with pytest.raises(FormatError):
             content_documents.read_lineage({**document, **changed}, "hub")
 

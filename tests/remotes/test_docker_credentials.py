@@ -105,8 +105,8 @@ def config(tmp_path: Path, text: str) -> Path:
 def test_a_login_is_checked_and_stored_in_docker_s_config(run: Run, behind: str, login: Login, tmp_path: Path) -> None:
     assert "the login of user was refused" in login(behind, "-u", "user", "--password-stdin", text=WRONG, code=5).stderr
     assert not file(tmp_path).exists()
-    done = login(behind, "-u", "user", "--password-stdin", text=f"{registry.PASSWORD}\n")
-    assert done.stdout == f"{behind}: logged in as user; stored in {file(tmp_path)}\n"
+    result = login(behind, "-u", "user", "--password-stdin", text=f"{registry.PASSWORD}\n")
+    assert result.stdout == f"{behind}: logged in as user; stored in {file(tmp_path)}\n"
     assert file(tmp_path).stat().st_mode & 0o777 == 0o600
     run("remote", "add", "team", f"oci://{behind}/x")
     assert "user (docker's config.json)" in run("remote", "test", "team").stdout
@@ -156,8 +156,8 @@ def test_a_helper_that_docker_s_config_names_gets_the_secret(
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("TEST_HELPER", str(tmp_path / "store"))
     config(tmp_path, json.dumps({key: "ours" if key == "credsStore" else {behind: "ours"}}))
-    done = login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
-    assert "stored in docker-credential-ours" in done.stdout
+    result = login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
+    assert "stored in docker-credential-ours" in result.stdout
     assert json.loads(file(tmp_path).read_text())["auths"] == {behind: {}}
     assert json.loads((tmp_path / "store").read_text())[behind]["Secret"] == registry.PASSWORD
     run("remote", "add", "team", f"oci://{behind}/x")
@@ -230,19 +230,19 @@ def test_with_a_keyring_no_secret_is_in_a_file(
     }  # fmt: skip
     for key, value in env.items():
         monkeypatch.setenv(key, value)
-    done = login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
-    assert "stored in the system's keyring" in done.stdout
+    result = login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
+    assert "stored in the system's keyring" in result.stdout
     assert json.loads(file(tmp_path).read_text()) == {"auths": {behind: {}}}
     assert behind in (tmp_path / "ring/keys").read_text()
     run("remote", "add", "team", f"oci://{behind}/x", env=env)
     assert "user (the system's keyring)" in run("remote", "test", "team", env=env).stdout
-    gone = {**env, "TEST_KEYRING": str(tmp_path / "locked/keys")}
-    assert "keyring, which cannot be used" in run("remote", "test", "team", env=gone, code=8).stderr
-    run("logout", "team", env=gone, code=8)
+    locked_env = {**env, "TEST_KEYRING": str(tmp_path / "locked/keys")}
+    assert "keyring, which cannot be used" in run("remote", "test", "team", env=locked_env, code=8).stderr
+    run("logout", "team", env=locked_env, code=8)
     run("logout", "team", env=env)
     assert (tmp_path / "ring/keys").read_text() == "{}"
     # One that cannot be written is as good as none.
-    for key, value in gone.items():
+    for key, value in locked_env.items():
         monkeypatch.setenv(key, value)
     assert "config.json" in login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD).stdout
 
@@ -252,20 +252,20 @@ def test_a_password_is_asked_for_on_a_terminal_and_not_shown(behind: str, tmp_pa
         **os.environ, "PYTHONPATH": PATH, "DOCKER_CONFIG": str(tmp_path / "docker"),
         "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
     }  # fmt: skip
-    child, here = pty.fork()
+    child, terminal_fd = pty.fork()
     if not child:
         os.execve(sys.executable, [sys.executable, "-m", "adapterhub", "login", behind], environment)
-    seen, answers = "", {"Username": "user", "Password": registry.PASSWORD}
+    screen, answers = "", {"Username": "user", "Password": registry.PASSWORD}
     while True:
         try:
-            seen += os.read(here, 4096).decode()
+            screen += os.read(terminal_fd, 4096).decode()
         except OSError:
             break
-        for question in [answer for answer in answers if answer in seen]:
-            os.write(here, answers.pop(question).encode() + b"\n")
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, seen
-    assert "logged in as user" in seen
-    assert registry.PASSWORD not in seen
+        for question in [answer for answer in answers if answer in screen]:
+            os.write(terminal_fd, answers.pop(question).encode() + b"\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, screen
+    assert "logged in as user" in screen
+    assert registry.PASSWORD not in screen
     credentials = docker_credentials.find_credentials(behind, file(tmp_path))
     assert credentials
     assert credentials.password == registry.PASSWORD
@@ -295,8 +295,8 @@ def test_a_registry_that_requires_no_login_receives_no_credentials(host: str, lo
 
 
 def test_nobody_is_asked_for_a_login_that_no_registry_requires(host: str, terminal: Terminal) -> None:
-    for where, reason in (("127.0.0.1:1", "connection refused"), (host, "this registry requires no login")):
-        screen = terminal("login", where, columns=200)
+    for address, reason in (("127.0.0.1:1", "connection refused"), (host, "this registry requires no login")):
+        screen = terminal("login", address, columns=200)
         assert reason in screen
         assert "Username" not in screen
 
@@ -327,11 +327,11 @@ def test_the_names_of_docker_hub_are_one(tmp_path: Path, name: str) -> None:
 def test_a_login_for_tls_is_not_sent_without_it(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     docker_credentials.store_credentials("in.house:5000", path, Credentials("u", "p-1234"))
-    for text, there in (
+    for text, has_credentials in (
         ("oci://in.house:5000/x", True), ("oci+http://in.house:5000/x", False), ("oci://127.0.0.1/x", False),
     ):  # fmt: skip
         address = OciAddress.parse(text)
-        assert bool(docker_credentials.find_credentials(address.host, path, plain=address.is_plaintext)) == there
+        assert bool(docker_credentials.find_credentials(address.host, path, plain=address.is_plaintext)) == has_credentials
     docker_credentials.store_credentials("in.house:5000", path, Credentials("v", "q-1234"), plain=True)
     assert docker_credentials.configured_hosts(path) == ["http://in.house:5000", "in.house:5000"]
     for plain, password in ((False, "p-1234"), (True, "q-1234")):

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture
 def proxy(host: str) -> Iterator[Proxy]:
-    with Proxy(host) as found:
-        yield found
+    with Proxy(host) as server:
+        yield server
 
 
 @pytest.fixture
@@ -39,21 +39,21 @@ def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, host: st
     version = pushed(host, "cut", adapter)
     cuts = iter((100_000, 50_000, 1))
 
-    def after(found: Exchange) -> None:
-        if readme(version).digest in found.path:
-            found.cut = next(cuts, None)
+    def after(exchange: Exchange) -> None:
+        if readme(version).digest in exchange.path:
+            exchange.cut = next(cuts, None)
 
     proxy.after = after
     with remote(proxy.address, "cut") as source:
         download(source, "latest", tmp_path / "out", pauses=(0.0, 0.0))
-    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
-    assert asked == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
+    ranges = [exchange.headers.get("range") for exchange in proxy.exchanges if readme(version).digest in exchange.path]
+    assert ranges == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
     assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
 
 
 def test_a_failed_download_is_resumed(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
     version, out = pushed(host, "gone-on", adapter), tmp_path / "out"
-    proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
+    proxy.after = lambda exchange: setattr(exchange, "cut", 200_000 if len(exchange.data) > BIG else None)
     with remote(proxy.address, "gone-on", pauses=()) as source:
         with pytest.raises(RemoteError, match="ended") as caught:
             download(source, "latest", out, pauses=(), jobs=1)
@@ -61,16 +61,16 @@ def test_a_failed_download_is_resumed(proxy: Proxy, host: str, adapter: Path, tm
         assert not out.exists()
         proxy.after = lambda _: None
         download(source, "latest", out, pauses=())
-    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
-    assert asked == [None, "bytes=200000-"]
-    fetched = [found.path for found in proxy.seen if "/blobs/" in found.path]
+    ranges = [exchange.headers.get("range") for exchange in proxy.exchanges if readme(version).digest in exchange.path]
+    assert ranges == [None, "bytes=200000-"]
+    fetched = [exchange.path for exchange in proxy.exchanges if "/blobs/" in exchange.path]
     assert len(fetched) == len(version.layers) + 1  # the others were there
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_existing_files_are_trusted_only_by_digest(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
     version, out = pushed(host, "damaged", adapter), tmp_path / "out"
-    proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
+    proxy.after = lambda exchange: setattr(exchange, "cut", 200_000 if len(exchange.data) > BIG else None)
     with remote(proxy.address, "damaged", pauses=()) as source:
         with pytest.raises(RemoteError):
             download(source, "latest", out, pauses=())
@@ -78,8 +78,8 @@ def test_existing_files_are_trusted_only_by_digest(proxy: Proxy, host: str, adap
         part.write_bytes(b"X" + part.read_bytes()[1:])
         proxy.after = lambda _: None
         download(source, "latest", out, pauses=())
-    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
-    assert asked == [None, None]
+    ranges = [exchange.headers.get("range") for exchange in proxy.exchanges if readme(version).digest in exchange.path]
+    assert ranges == [None, None]
 
 
 @pytest.mark.parametrize("target", ["out", "team/sql"], ids=["folder", "registry"])
@@ -89,9 +89,9 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp
     version, received = pushed(host, f"killed-{target.replace('/', '-')}", folder), 2 * NOTE_INTERVAL + (1 << 20)
     release = threading.Event()
 
-    def after(found: Exchange) -> None:
-        if readme(version).digest in found.path and not release.is_set():
-            found.cut, found.wait = received, release
+    def after(exchange: Exchange) -> None:
+        if readme(version).digest in exchange.path and not release.is_set():
+            exchange.cut, exchange.wait = received, release
 
     proxy.after = after
     address = f"oci://{proxy.address}/faults/killed-{target.replace('/', '-')}"
@@ -101,7 +101,7 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp
     assert not (tmp_path / "out").exists()
     release.set()
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    (_, again) = [found for found in proxy.seen if readme(version).digest in found.path]
+    (_, again) = [exchange for exchange in proxy.exchanges if readme(version).digest in exchange.path]
     assert again.headers["range"] == f"bytes={2 * NOTE_INTERVAL}-"
     assert len(again.data) + received <= readme(version).size + NOTE_INTERVAL
 
@@ -112,21 +112,21 @@ def test_another_length_another_range_and_another_blob_are_refused(
     version = pushed(host, "lies", adapter)
     big = readme(version)
 
-    def longer(found: Exchange) -> None:
-        if big.digest in found.path:
-            found.data += b"more"
-            found.answer["content-length"] = str(len(found.data))
+    def longer(exchange: Exchange) -> None:
+        if big.digest in exchange.path:
+            exchange.data += b"more"
+            exchange.answer["content-length"] = str(len(exchange.data))
 
-    def other(found: Exchange) -> None:
-        if big.digest in found.path:
-            found.data = b"x" * big.size
+    def other_blob(exchange: Exchange) -> None:
+        if big.digest in exchange.path:
+            exchange.data = b"x" * big.size
 
-    for lie in (longer, other):
+    for lie in (longer, other_blob):
         proxy.after = lie
         with remote(proxy.address, "lies", pauses=()) as source, pytest.raises(IntegrityError, match=r"README\.md"):
             download(source, "latest", tmp_path / "out", pauses=())
         assert not (tmp_path / "out").exists()
-    proxy.after = lambda found: found.answer.update({"content-range": "bytes 7-9/10"})
+    proxy.after = lambda exchange: exchange.answer.update({"content-range": "bytes 7-9/10"})
     says = "the server sends another range than requested"
     with remote(proxy.address, "lies", pauses=()) as source, pytest.raises(RemoteError, match=says):
         source.open_blob(big, 5).__enter__()
@@ -136,12 +136,12 @@ def test_a_registry_without_ranges_is_read_from_the_start(proxy: Proxy, host: st
     version = pushed(host, "no-ranges", adapter)
     first = iter((True,))
 
-    def before(found: Exchange) -> None:
-        found.headers.pop("range", None)
+    def before(exchange: Exchange) -> None:
+        exchange.headers.pop("range", None)
 
-    def after(found: Exchange) -> None:
-        if readme(version).digest in found.path and next(first, False):
-            found.cut = 100_000
+    def after(exchange: Exchange) -> None:
+        if readme(version).digest in exchange.path and next(first, False):
+            exchange.cut = 100_000
 
     proxy.before, proxy.after = before, after
     with remote(proxy.address, "no-ranges") as source:

@@ -61,12 +61,12 @@ def test_what_only_the_local_registry_supports_is_refused_in_one_line(run: Run, 
 @pytest.mark.parametrize("address", ["oci://registry.example", "oci://registry.example/team/sql", "s3://bucket/adapters"])
 def test_a_search_elsewhere_is_refused_and_leads_to_the_list(run: Run, address: str) -> None:
     error = run("search", "sql", address, code=2).stderr
-    what = "is an address, not a word; --remote names a hub to search"
-    assert f"error: {address}: {what}. List its names with `adapterhub list {address}`  [" in error
+    reason = "is an address, not a word; --remote names a hub to search"
+    assert f"error: {address}: {reason}. List its names with `adapterhub list {address}`  [" in error
     run("remote", "add", "team", "oci://registry.example")
     hint = "List its names with `adapterhub list --remote team`"
-    what = "has no index to search, which the local registry and hubs of adapterhub have"
-    assert f"error: oci://registry.example: {what}. {hint}  [" in run("search", "sql", "--remote", "team", code=2).stderr
+    reason = "has no index to search, which the local registry and hubs of adapterhub have"
+    assert f"error: oci://registry.example: {reason}. {hint}  [" in run("search", "sql", "--remote", "team", code=2).stderr
     assert "without --remote" in run("search", "sql", "--remote", address, code=2).stderr
 
 

@@ -93,6 +93,6 @@ def test_another_hub_an_older_hub_and_one_with_another_api_are_told_apart(run: R
             assert "[hub-only]" in line
     for about in (None, {"program": "adapterhub", "api": [2]}, {"program": "adapterhub", "api": "1"}):
         with answering({"info": {"title": "adapterhub"}}, about=about) as address:
-            done = run("log", address.repository, code=5)
-            assert "runs an adapterhub without the API that this command needs" in done.stderr
-            assert "[older-hub]" in done.stderr
+            result = run("log", address.repository, code=5)
+            assert "runs an adapterhub without the API that this command needs" in result.stderr
+            assert "[older-hub]" in result.stderr

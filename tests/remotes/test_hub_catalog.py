@@ -97,7 +97,7 @@ def mutations(document: Any) -> Iterator[Any]:
     """The documents that differ from one by a value of another type, at any depth."""
     if isinstance(document, dict):
         for key, value in document.items():
-            yield {other: document[other] for other in document if other != key}
+            yield {kept_key: document[kept_key] for kept_key in document if kept_key != key}
             yield from ({**document, key: changed} for changed in mutations(value))
     elif isinstance(document, list):
         yield from ([changed] for changed in mutations(document[0])) if document else ()

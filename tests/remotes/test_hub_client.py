@@ -28,14 +28,14 @@ from tests.support.proxy import Exchange, Proxy
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     """A hub that keeps large files itself, so that all goes through the proxy."""
-    with Hub(storage=False) as found:
-        yield found
+    with Hub(storage=False) as server:
+        yield server
 
 
 @pytest.fixture
 def proxy(hub: Hub) -> Iterator[Proxy]:
-    with Proxy(hub.host) as found:
-        yield found
+    with Proxy(hub.host) as server:
+        yield server
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def adapter(tmp_path: Path) -> Path:
 def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, hub: Hub, adapter: Path) -> None:
     version = pushed(hub, adapter)
     answers = iter((503, 429))
-    proxy.before = lambda found: setattr(found, "status", next(answers, 0))
+    proxy.before = lambda exchange: setattr(exchange, "status", next(answers, 0))
     with remote(proxy.address, pauses=(0.0, 0.0)) as source:
         assert source.manifest("main").digest == version.digest
-        proxy.before = lambda found: setattr(found, "status", 400)
+        proxy.before = lambda exchange: setattr(exchange, "status", 400)
         with pytest.raises(RemoteError, match="HTTP 400"):
             source.manifest("main")
 
@@ -61,29 +61,29 @@ def test_other_lengths_ranges_commits_and_endless_bodies_are_refused(
 ) -> None:
     version = pushed(hub, adapter)
 
-    def longer(found: Exchange) -> None:
-        found.data += b"more"
-        found.answer["content-length"] = str(len(found.data))
+    def longer(exchange: Exchange) -> None:
+        exchange.data += b"more"
+        exchange.answer["content-length"] = str(len(exchange.data))
 
-    def other(found: Exchange) -> None:
-        found.data = b"x" * len(found.data)
+    def other_bytes(exchange: Exchange) -> None:
+        exchange.data = b"x" * len(exchange.data)
 
-    def endless(found: Exchange) -> None:
-        found.data = b"x" * (64 << 20)
-        del found.answer["content-length"]
-        found.answer["content-length"] = str(1 << 40)
+    def endless(exchange: Exchange) -> None:
+        exchange.data = b"x" * (64 << 20)
+        del exchange.answer["content-length"]
+        exchange.answer["content-length"] = str(1 << 40)
 
-    def commit(found: Exchange) -> None:
-        found.answer["x-repo-commit"] = "0" * 40
+    def commit(exchange: Exchange) -> None:
+        exchange.answer["x-repo-commit"] = "0" * 40
 
     for name in ("notes.txt", "adapter.json", "README.md", "adapter_model.safetensors"):
-        for lie in (longer, other, endless, commit):
-            proxy.after = lambda found, lie=lie, name=name: lie(found) if name in found.path else None  # type: ignore[misc]
+        for lie in (longer, other_bytes, endless, commit):
+            proxy.after = lambda exchange, lie=lie, name=name: lie(exchange) if name in exchange.path else None  # type: ignore[misc]
             out = tmp_path / f"{name}-{lie.__name__}"
             with remote(proxy.address) as source, pytest.raises(IntegrityError):
                 download(source, "main", out, pauses=())
             assert not out.exists()
-    proxy.after = lambda found: found.answer.update({"content-range": "bytes 7-9/10"})
+    proxy.after = lambda exchange: exchange.answer.update({"content-range": "bytes 7-9/10"})
     blob = next(layer for layer in version.layers if layer.path == "notes.txt")
     with remote(proxy.address) as source:
         source.manifest("main")
@@ -96,24 +96,24 @@ def test_a_token_goes_along_no_redirect(hub: Hub, adapter: Path, tmp_path: Path)
     hub.token = TOKEN
     with Proxy(hub.host) as proxy, Hub(storage=False) as elsewhere:
 
-        def before(found: Exchange) -> None:
-            if "/resolve/" in found.path:
-                found.status, found.answer = 302, {"location": f"{elsewhere.url}{found.path}"}
+        def before(exchange: Exchange) -> None:
+            if "/resolve/" in exchange.path:
+                exchange.status, exchange.answer = 302, {"location": f"{elsewhere.url}{exchange.path}"}
 
         proxy.before = before
         with remote(proxy.address, token=TOKEN) as source, pytest.raises(NotFoundError):
             source.manifest("main")
         assert elsewhere.requests
         assert all("authorization" not in headers for _, _, headers in elsewhere.requests)
-        assert all(found.headers["authorization"] == f"Bearer {TOKEN}" for found in proxy.seen)
-        proxy.before = lambda found: found.answer.update(location=found.path) or setattr(found, "status", 302)  # type: ignore[func-returns-value]
+        assert all(exchange.headers["authorization"] == f"Bearer {TOKEN}" for exchange in proxy.exchanges)
+        proxy.before = lambda exchange: exchange.answer.update(location=exchange.path) or setattr(exchange, "status", 302)  # type: ignore[func-returns-value]
         with remote(proxy.address, token=TOKEN) as source, pytest.raises(RemoteError, match="redirected more than"):
             source.manifest("main")
 
 
 def test_no_error_repeats_the_token_regardless_of_the_hubs_answer(proxy: Proxy, hub: Hub) -> None:
-    def before(found: Exchange) -> None:
-        found.status, found.answer = 400, {"x-error-message": f"bad {found.headers['authorization']}"}
+    def before(exchange: Exchange) -> None:
+        exchange.status, exchange.answer = 400, {"x-error-message": f"bad {exchange.headers['authorization']}"}
 
     proxy.before = before
     with remote(proxy.address, token=TOKEN) as source, pytest.raises(RemoteError) as caught:
@@ -136,9 +136,9 @@ LISTINGS: list[Any] = [
 
 @pytest.mark.parametrize("listing", LISTINGS)
 def test_a_malformed_listing_is_one_line(proxy: Proxy, hub: Hub, tmp_path: Path, listing: Any) -> None:
-    def before(found: Exchange) -> None:
-        if "/api/" in found.path:
-            found.status, found.data = 200, listing if isinstance(listing, bytes) else json.dumps(listing).encode()
+    def before(exchange: Exchange) -> None:
+        if "/api/" in exchange.path:
+            exchange.status, exchange.data = 200, listing if isinstance(listing, bytes) else json.dumps(listing).encode()
 
     proxy.before = before
     with remote(proxy.address) as source, pytest.raises(AdapterhubError) as caught:

@@ -15,7 +15,7 @@ NEVER = PendingLogin("", "", "device", 1, float("inf"))
 
 def test_a_hub_without_logins_by_a_code_is_called_one() -> None:
     with Proxy() as proxy:
-        proxy.before = lambda found: setattr(found, "status", 404)
+        proxy.before = lambda exchange: setattr(exchange, "status", 404)
         with pytest.raises(RemoteError) as error:
             HubLogin(f"http://{proxy.address}").begin()
     assert error.value.code == "no-device-login"

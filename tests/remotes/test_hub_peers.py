@@ -49,10 +49,15 @@ def api(hub: Hub) -> Any:
 def theirs(script: str, hub: Hub, tmp_path: Path, **env: str) -> str:
     """What a script says that runs with huggingface_hub, without its own storage protocol."""
     need_module("huggingface_hub")
-    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    hub_env = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     result = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, **own, **env},
+        env={**os.environ, **hub_env, **env},
         capture_output=True,
         text=True,
         check=False,
@@ -91,8 +96,8 @@ def test_huggingface_hub_itself_uploads_to_this_hub_and_downloads_from_it(
 ) -> None:
     source, hub.part = make(), part
     theirs(UPLOAD.format(token=TOKEN, repo="org/theirs", folder=str(source)), hub, tmp_path)
-    found = contents(Path(api.snapshot_download("org/theirs", local_dir=tmp_path / "down", cache_dir=tmp_path / "cache")))
-    assert contents(source).items() <= found.items()
+    files = contents(Path(api.snapshot_download("org/theirs", local_dir=tmp_path / "down", cache_dir=tmp_path / "cache")))
+    assert contents(source).items() <= files.items()
     assert hub.storage is not None
     assert [path for method, path, _ in hub.storage.requests if method == "PUT" and (part == 0) != ("part=" in path)]
 
@@ -127,12 +132,12 @@ def test_huggingface_hub_gets_what_was_pushed(make: Make, hub: Hub, api: Any, ca
     assert f"sha256:{weights.lfs.sha256}" == layer.digest
     assert info.card_data.base_model == "org/base"
     folder = Path(api.snapshot_download("org/sql", cache_dir=tmp_path / "cache", revision=pushed["commit"]))
-    found = contents(folder)
-    assert {key: value for key, value in found.items() if key in contents(source) and key != "README.md"} == {
+    files = contents(folder)
+    assert {key: value for key, value in files.items() if key in contents(source) and key != "README.md"} == {
         key: value for key, value in contents(source).items() if key != "README.md"
     }
-    one = api.hf_hub_download("org/sql", "adapter_config.json", cache_dir=tmp_path / "cache")
-    assert Path(one).read_bytes() == (source / "adapter_config.json").read_bytes()
+    path = api.hf_hub_download("org/sql", "adapter_config.json", cache_dir=tmp_path / "cache")
+    assert Path(path).read_bytes() == (source / "adapter_config.json").read_bytes()
     card = json.loads(
         theirs(
             "import json; from huggingface_hub import ModelCard; card = ModelCard.load('org/sql', token=False);"
@@ -151,32 +156,32 @@ def test_one_digest_from_folder_to_hub_to_registry_and_back(make: Make, call: Ru
     source = make()
     digest = oci_manifest.build(source).digest
 
-    def said(*words: object) -> dict[str, Any]:
+    def run_json(*words: object) -> dict[str, Any]:
         return dict(json.loads(call(*words, "--json").stdout))
 
     call("init", ".")
-    first = said("push", source, "hf://org/sql")
+    first = run_json("push", source, "hf://org/sql")
     assert first["digest"] == digest
     assert first["sent"] > first["size"] - 1
-    again = said("push", source, "hf://org/sql@prod")
+    again = run_json("push", source, "hf://org/sql@prod")
     assert (again["sent"], again["commit"]) == (0, first["commit"])  # a branch, and no commit of its own
     assert call("push", source, "hf://org/sql").stdout.startswith("already there: ")
-    assert said("copy", "hf://org/sql@prod", "team/sql:v9")["digest"] == digest
-    assert said("copy", "team/sql", "hf://org/other@stable")["digest"] == digest
-    assert said("copy", "hf://org/other@stable", "hf://org/third")["digest"] == digest
-    pulled = said("pull", f"hf://org/third@{digest}", "-o", "out")
+    assert run_json("copy", "hf://org/sql@prod", "team/sql:v9")["digest"] == digest
+    assert run_json("copy", "team/sql", "hf://org/other@stable")["digest"] == digest
+    assert run_json("copy", "hf://org/other@stable", "hf://org/third")["digest"] == digest
+    pulled = run_json("pull", f"hf://org/third@{digest}", "-o", "out")
     assert pulled["digest"] == digest == oci_manifest.build(tmp_path / "out").digest
     assert (tmp_path / "out/README.md").read_bytes() == (source / "README.md").read_bytes()
-    assert said("pull", f"hf://org/sql@{first['commit']}", "-o", "by-commit")["digest"] == digest
+    assert run_json("pull", f"hf://org/sql@{first['commit']}", "-o", "by-commit")["digest"] == digest
     assert f"commit {first['commit']}\n" in call("pull", "hf://org/sql", "-o", "again").stderr
     api.create_tag("org/sql", tag="v1.0")
     (line,) = call("list", "hf://org/sql").stdout.splitlines()[1:]
     assert line.startswith("hf://org/sql@main ")
     assert "prod, v1.0" in line
     assert line.endswith(str(first["commit"]))
-    assert said("list", "hf://org/sql")["commits"]["prod"] == first["commit"]
+    assert run_json("list", "hf://org/sql")["commits"]["prod"] == first["commit"]
     assert call("validate", "hf://org/sql@v1.0").stdout.endswith("ok: nothing to report\n")
-    assert said("pull", f"hub+{hub.url}/org/sql", "-o", "by-host")["digest"] == digest
+    assert run_json("pull", f"hub+{hub.url}/org/sql", "-o", "by-host")["digest"] == digest
 
 
 def test_fsck_puts_back_from_a_hub_what_is_lost(make: Make, call: Run, tmp_path: Path) -> None:
@@ -260,7 +265,7 @@ def test_a_tag_stays_and_a_commit_is_no_branch(make: Make, hub: Hub, api: Any, t
 @pytest.mark.parametrize("branch", ["main", "prod"])
 def test_a_concurrent_commit_by_another_user_is_a_conflict(make: Make, hub: Hub, api: Any, tmp_path: Path, branch: str) -> None:
     push(hub, make(), f"hf://org/sql@{branch}")
-    other = AdapterFolder(write_adapter(tmp_path / "other", 1))
+    other_folder = AdapterFolder(write_adapter(tmp_path / "other", 1))
     with remote(hub) as to:
         made_of = to._writer.paths_stored_large
 
@@ -270,26 +275,26 @@ def test_a_concurrent_commit_by_another_user_is_a_conflict(make: Make, hub: Hub,
 
         to._writer.paths_stored_large = between  # type: ignore[method-assign]
         with pytest.raises(ConflictError, match="somebody else committed") as caught:
-            copy_version(other, "latest", to, branch)
+            copy_version(other_folder, "latest", to, branch)
     assert caught.value.exit_code == 7
     assert "x.txt" in hub.repos["org/sql"].branches[branch].files
 
 
 def test_a_push_that_failed_leaves_no_branch(make: Make, hub: Hub, tmp_path: Path) -> None:
     push(hub, make())
-    other = AdapterFolder(write_adapter(tmp_path / "other", 1))
+    other_folder = AdapterFolder(write_adapter(tmp_path / "other", 1))
     with remote(hub) as to:
-        for blob in (*other.manifest("latest").layers, other.manifest("latest").config):
-            to.put_blob(blob, other)
+        for blob in (*other_folder.manifest("latest").layers, other_folder.manifest("latest").config):
+            to.put_blob(blob, other_folder)
         hub.large.clear()
         with pytest.raises(AdapterhubError):
-            to.put_manifest(other.manifest("latest"), "prod")
+            to.put_manifest(other_folder.manifest("latest"), "prod")
     assert list(hub.repos["org/sql"].branches) == ["main"]
 
 
 def test_a_failed_push_leaves_a_branch_that_another_user_changed(make: Make, hub: Hub, api: Any, tmp_path: Path) -> None:
     push(hub, make())
-    other = AdapterFolder(write_adapter(tmp_path / "other", 1))
+    other_folder = AdapterFolder(write_adapter(tmp_path / "other", 1))
     with remote(hub) as to:
         make_branch = to._writer.create_branch
 
@@ -299,7 +304,7 @@ def test_a_failed_push_leaves_a_branch_that_another_user_changed(make: Make, hub
 
         to._writer.create_branch = between  # type: ignore[method-assign]
         with pytest.raises(ConflictError):
-            copy_version(other, "latest", to, "prod")
+            copy_version(other_folder, "latest", to, "prod")
     assert "x.txt" in hub.repos["org/sql"].branches["prod"].files
 
 
@@ -337,12 +342,12 @@ def test_what_a_hub_cannot_give_back_is_refused(make: Make, hub: Hub) -> None:
     manifest = source.manifest("latest")
     document = json.loads(manifest.raw)
     document["annotations"]["org.example.mine"] = "x"
-    other = oci_manifest.parse(json.dumps(document).encode(), "")
+    other_manifest = oci_manifest.parse(json.dumps(document).encode(), "")
     with remote(hub) as to:
         for blob in (*manifest.layers, manifest.config):
             to.put_blob(blob, source)
         with pytest.raises(RefusedError, match="a hub keeps only files"):
-            to.put_manifest(other, "main")
+            to.put_manifest(other_manifest, "main")
 
 
 # ---- who asks
@@ -350,8 +355,8 @@ def test_what_a_hub_cannot_give_back_is_refused(make: Make, hub: Hub) -> None:
 
 @pytest.fixture
 def private(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(token=TOKEN) as found:
-        yield found
+    with Hub(token=TOKEN) as server:
+        yield server
 
 
 def test_a_token_is_taken_as_huggingface_hub_takes_it_and_goes_to_the_hub_alone(
@@ -375,9 +380,9 @@ def test_a_token_is_taken_as_huggingface_hub_takes_it_and_goes_to_the_hub_alone(
     assert {method for method, _, _ in private.storage.requests} == {"GET", "PUT"}
     assert all("authorization" not in headers for _, _, headers in private.storage.requests)
     # Another hub than HF_ENDPOINT is not told the token.
-    with Hub(token=TOKEN) as other:
-        run("pull", f"hub+{other.url}/org/sql", "-o", "other", env=right, code=3)
-        assert all("authorization" not in headers for _, _, headers in other.requests)
+    with Hub(token=TOKEN) as other_hub:
+        run("pull", f"hub+{other_hub.url}/org/sql", "-o", "other", env=right, code=3)
+        assert all("authorization" not in headers for _, _, headers in other_hub.requests)
 
 
 def test_a_repository_is_made_private_on_request(make: Make, run: Run, private: Hub, tmp_path: Path) -> None:
@@ -454,17 +459,17 @@ def test_the_digest_of_what_is_only_in_the_history_is_found(make: Make, hub: Hub
     push(hub, make())
     for seed in range(1, 5):
         push(hub, write_adapter(tmp_path / f"n{seed}", seed))
-    with remote(hub) as there:
-        assert there.manifest(first.digest).raw == first.raw
+    with remote(hub) as repository:
+        assert repository.manifest(first.digest).raw == first.raw
         with pytest.raises(AdapterhubError, match="no such version"):
-            there.manifest("sha256:" + "0" * 64)
+            repository.manifest("sha256:" + "0" * 64)
 
 
 def test_a_file_that_is_gone_is_named(make: Make, hub: Hub, api: Any) -> None:
     push(hub, make())
     api.delete_file("adapter_config.json", "org/sql", token=TOKEN)
     with (
-        remote(hub) as there,
+        remote(hub) as repository,
         pytest.raises(IntegrityError, match=r"adapter_config\.json: missing, but adapter\.json lists it"),
     ):
-        there.manifest("main")
+        repository.manifest("main")

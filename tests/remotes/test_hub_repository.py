@@ -40,14 +40,14 @@ BIG = 300_000
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     """A hub that keeps large files itself, so that all goes through the proxy."""
-    with Hub(storage=False) as found:
-        yield found
+    with Hub(storage=False) as server:
+        yield server
 
 
 @pytest.fixture
 def proxy(hub: Hub) -> Iterator[Proxy]:
-    with Proxy(hub.host) as found:
-        yield found
+    with Proxy(hub.host) as server:
+        yield server
 
 
 @pytest.fixture
@@ -75,25 +75,25 @@ def test_none_of_60_flips_on_the_way_here_is_accepted(proxy: Proxy, hub: Hub, tm
     accepted, refused = 0, set()
     for seed in range(60):
         dice, out = random.Random(seed), tmp_path / f"out-{seed}"
-        left = dice.randrange(1 + len(version.layers))
+        countdown = dice.randrange(1 + len(version.layers))
 
-        def after(found: Exchange, dice: random.Random = dice) -> None:
-            nonlocal left
-            if left == 0 and found.data:
-                found.data = flip(found.data, dice)
-            left -= 1
+        def after(exchange: Exchange, dice: random.Random = dice) -> None:
+            nonlocal countdown
+            if countdown == 0 and exchange.data:
+                exchange.data = flip(exchange.data, dice)
+            countdown -= 1
 
         proxy.after = after
         try:
             with remote(proxy.address) as source:
                 # One file at a time: which answer is flipped depends on the dice alone.
-                got = download(source, version.digest if seed % 2 else "main", out, pauses=(), jobs=1)
+                manifest = download(source, version.digest if seed % 2 else "main", out, pauses=(), jobs=1)
         except AdapterhubError as error:
             refused.add(error.exit_code)
             assert not out.exists()
         else:  # of a listing, much means nothing to us: who likes it, and since when
             accepted += 1
-            assert {layer.path: layer.digest for layer in got.layers} == right
+            assert {layer.path: layer.digest for layer in manifest.layers} == right
             assert oci_manifest.build(out).digest == version.digest
     assert accepted < 60
     assert refused <= {3, 4, 5, 6}
@@ -106,16 +106,16 @@ def test_no_flip_of_what_is_stored_is_accepted_on_the_way_there(proxy: Proxy, hu
         hub.repos.clear()
         hub.large.clear()
 
-        def before(found: Exchange, dice: random.Random = dice) -> None:
-            if found.method == "PUT":
-                found.body = flip(found.body, dice)
+        def before(exchange: Exchange, dice: random.Random = dice) -> None:
+            if exchange.method == "PUT":
+                exchange.body = flip(exchange.body, dice)
 
-        def commit(found: Exchange, dice: random.Random = dice) -> None:
-            if "/commit/" in found.path:
-                lines = [json.loads(line) for line in found.body.splitlines()]
+        def commit(exchange: Exchange, dice: random.Random = dice) -> None:
+            if "/commit/" in exchange.path:
+                lines = [json.loads(line) for line in exchange.body.splitlines()]
                 line = dice.choice([line for line in lines if line["key"] == "file"])
                 line["value"]["content"] = base64.b64encode(flip(base64.b64decode(line["value"]["content"]), dice)).decode()
-                found.body = b"\n".join(json.dumps(line).encode() for line in lines)
+                exchange.body = b"\n".join(json.dumps(line).encode() for line in lines)
 
         proxy.before = before if seed % 2 else commit
         with remote(proxy.address) as to, pytest.raises(AdapterhubError) as caught:
@@ -133,15 +133,15 @@ def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, hub: Hub
     pushed(hub, adapter)
     cuts = iter((100_000, 50_000, 1))
 
-    def after(found: Exchange) -> None:
-        if "notes.txt" in found.path:
-            found.cut = next(cuts, None)
+    def after(exchange: Exchange) -> None:
+        if "notes.txt" in exchange.path:
+            exchange.cut = next(cuts, None)
 
     proxy.after = after
     with remote(proxy.address) as source:
         download(source, "main", tmp_path / "out", pauses=(0.0, 0.0))
-    asked = [found.headers.get("range") for found in proxy.seen if "notes.txt" in found.path]
-    assert asked == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
+    ranges = [exchange.headers.get("range") for exchange in proxy.exchanges if "notes.txt" in exchange.path]
+    assert ranges == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
     assert (tmp_path / "out/notes.txt").read_bytes() == (adapter / "notes.txt").read_bytes()
 
 
@@ -151,9 +151,9 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, hub: Hub, tmp_
     pushed(hub, folder)
     release, received = threading.Event(), 2 * NOTE_INTERVAL + (1 << 20)
 
-    def after(found: Exchange) -> None:
-        if "notes.txt" in found.path and not release.is_set():
-            found.cut, found.wait = received, release
+    def after(exchange: Exchange) -> None:
+        if "notes.txt" in exchange.path and not release.is_set():
+            exchange.cut, exchange.wait = received, release
 
     proxy.after = after
     command = [sys.executable, "-m", "adapterhub", "pull", "hf://org/sql", "-o", "out"]
@@ -162,7 +162,7 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, hub: Hub, tmp_
     assert not (tmp_path / "out").exists()
     release.set()
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    (_, again) = [found for found in proxy.seen if "notes.txt" in found.path]
+    (_, again) = [exchange for exchange in proxy.exchanges if "notes.txt" in exchange.path]
     assert again.headers["range"] == f"bytes={2 * NOTE_INTERVAL}-"
     assert (tmp_path / "out/notes.txt").read_bytes() == b"x" * (3 * NOTE_INTERVAL)
 
@@ -171,11 +171,11 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, hub: Hub, tmp_
 def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, adapter: Path, branch: str) -> None:
     lost = {"commit": 1, "PUT": 1, "preupload": 1, "create": 1} | ({"/branch/": 1} if branch == "prod" else {})
 
-    def after(found: Exchange) -> None:
-        for part, left in lost.items():
-            if (part in found.path or part == found.method) and left:
+    def after(exchange: Exchange) -> None:
+        for part, losses_left in lost.items():
+            if (part in exchange.path or part == exchange.method) and losses_left:
                 lost[part] -= 1
-                found.hang_up = True
+                exchange.hang_up = True
 
     proxy.after = after
     with remote(proxy.address, pauses=(0.0, 0.0)) as to:
@@ -203,11 +203,11 @@ def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, ada
 def test_a_hub_without_a_usable_upload_method_is_one_line(
     proxy: Proxy, hub: Hub, adapter: Path, actions: dict[str, Any]
 ) -> None:
-    def after(found: Exchange) -> None:
-        if "/batch" in found.path:
-            oid = json.loads(found.body)["objects"][0]["oid"]
-            found.data = json.dumps({"objects": [{"oid": oid, "size": 1, "actions": actions}]}).encode()
-            found.answer["content-length"] = str(len(found.data))
+    def after(exchange: Exchange) -> None:
+        if "/batch" in exchange.path:
+            oid = json.loads(exchange.body)["objects"][0]["oid"]
+            exchange.data = json.dumps({"objects": [{"oid": oid, "size": 1, "actions": actions}]}).encode()
+            exchange.answer["content-length"] = str(len(exchange.data))
 
     proxy.after = after
     with remote(proxy.address) as to, pytest.raises(RemoteError):
@@ -216,17 +216,17 @@ def test_a_hub_without_a_usable_upload_method_is_one_line(
 
 
 def test_a_hub_that_claims_a_large_file_it_lacks_gets_no_commit(proxy: Proxy, hub: Hub, adapter: Path) -> None:
-    def after(found: Exchange) -> None:
-        if "/batch" in found.path:
-            entry = json.loads(found.body)["objects"][0]
-            found.data = json.dumps({"objects": [entry]}).encode()
-            found.answer["content-length"] = str(len(found.data))
+    def after(exchange: Exchange) -> None:
+        if "/batch" in exchange.path:
+            entry = json.loads(exchange.body)["objects"][0]
+            exchange.data = json.dumps({"objects": [entry]}).encode()
+            exchange.answer["content-length"] = str(len(exchange.data))
 
     proxy.after = after
     with remote(proxy.address) as to, pytest.raises(RemoteError, match="does not exist"):
         copy_version(AdapterFolder(adapter), "latest", to, "main")
-    with remote(hub.host) as there, pytest.raises(NotFoundError):
-        there.manifest("main")
+    with remote(hub.host) as repository, pytest.raises(NotFoundError):
+        repository.manifest("main")
 
 
 def test_two_that_push_at_once_are_one_version_and_one_conflict(hub: Hub, tmp_path: Path) -> None:

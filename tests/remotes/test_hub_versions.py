@@ -25,14 +25,14 @@ from tests.support.proxy import Proxy
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     """A hub that keeps large files itself, so that all goes through the proxy."""
-    with Hub(storage=False) as found:
-        yield found
+    with Hub(storage=False) as server:
+        yield server
 
 
 @pytest.fixture
 def proxy(hub: Hub) -> Iterator[Proxy]:
-    with Proxy(hub.host) as found:
-        yield found
+    with Proxy(hub.host) as server:
+        yield server
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def adapter(tmp_path: Path) -> Path:
 def test_a_hub_that_answers_of_another_commit_than_was_asked_for_is_refused(proxy: Proxy, hub: Hub, adapter: Path) -> None:
     pushed(hub, adapter)
     first, second = list(hub.repos["org/sql"].commits)
-    proxy.after = lambda found: setattr(found, "data", found.data.replace(second.encode(), first.encode()))
+    proxy.after = lambda exchange: setattr(exchange, "data", exchange.data.replace(second.encode(), first.encode()))
     with remote(proxy.address) as source, pytest.raises(IntegrityError, match="another commit"):
         source.manifest(second)
 

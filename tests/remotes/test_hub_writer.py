@@ -30,8 +30,8 @@ def adapter(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
-    with Hub(storage=False, token=TOKEN) as hub, Proxy(hub.host) as found:
-        yield found
+    with Hub(storage=False, token=TOKEN) as hub, Proxy(hub.host) as server:
+        yield server
 
 
 def push(url: str, folder: Path) -> HubRepository:
@@ -78,12 +78,12 @@ def test_the_token_is_not_sent_where_an_upload_leads(proxy: Proxy, adapter: Path
     with Hub(storage=False, part=part) as elsewhere:
         elsewhere.repos["org/sql"] = Repo()
 
-        def before(found: Exchange) -> None:
-            if "/batch" in found.path:
-                there = http.client.HTTPConnection(elsewhere.host)
-                there.request("POST", found.path, found.body)
-                response = there.getresponse()
-                found.status, found.data = response.status, response.read()
+        def before(exchange: Exchange) -> None:
+            if "/batch" in exchange.path:
+                connection = http.client.HTTPConnection(elsewhere.host)
+                connection.request("POST", exchange.path, exchange.body)
+                response = connection.getresponse()
+                exchange.status, exchange.data = response.status, response.read()
 
         proxy.before = before
         with pytest.raises(RemoteError, match="does not exist"):  # on the hub itself, at the commit
@@ -95,10 +95,10 @@ def test_the_token_is_not_sent_where_an_upload_leads(proxy: Proxy, adapter: Path
 
 @pytest.mark.parametrize("part", ["/batch", "/preupload/", "/commit/", "/create"])
 def test_an_endless_answer_is_cut_off(proxy: Proxy, adapter: Path, part: str) -> None:
-    def after(found: Exchange) -> None:
-        if part in found.path:
-            found.endless, found.data = True, b" " * (1 << 16)
-            found.answer.pop("content-length", None)
+    def after(exchange: Exchange) -> None:
+        if part in exchange.path:
+            exchange.endless, exchange.data = True, b" " * (1 << 16)
+            exchange.answer.pop("content-length", None)
 
     proxy.after = after
     with pytest.raises(FormatError, match="larger than the limit"):
@@ -109,10 +109,10 @@ def test_an_endless_answer_is_cut_off(proxy: Proxy, adapter: Path, part: str) ->
     "data", [b"", b"[]", b"{", b"[" * 100_000, b'{"commitUrl": 7}', b'{"commitUrl": "x", "commitOid": "y"}']
 )
 def test_an_answer_that_makes_no_sense_is_one_line(proxy: Proxy, adapter: Path, data: bytes) -> None:
-    def after(found: Exchange) -> None:
-        if "/commit/" in found.path:
-            found.data = data
-            found.answer["content-length"] = str(len(data))
+    def after(exchange: Exchange) -> None:
+        if "/commit/" in exchange.path:
+            exchange.data = data
+            exchange.answer["content-length"] = str(len(data))
 
     proxy.after = after
     with pytest.raises(RemoteError) as caught:

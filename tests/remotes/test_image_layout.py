@@ -20,10 +20,10 @@ pytestmark = pytest.mark.peer
 @pytest.mark.parametrize("place", ["oci-archive:x.tar", "oci:x"])
 def test_skopeo_picks_one_by_its_name(make: Make, run: Run, tmp_path: Path, place: str) -> None:
     skopeo, source = need_program("skopeo"), make()
-    other = make("other", 1)
+    other_folder = make("other", 1)
     run("push", source, f"{place}:team/sql:v2")
-    run("push", other, f"{place}:v3")
-    for folder, name in ((source, "team/sql:v2"), (other, "v3")):
+    run("push", other_folder, f"{place}:v3")
+    for folder, name in ((source, "team/sql:v2"), (other_folder, "v3")):
         raw = call(skopeo, "inspect", "--raw", f"{place}:{name}", cwd=tmp_path)
         assert raw.encode() == oci_manifest.build(folder).raw
         call(skopeo, "copy", f"{place}:{name}", "oci:copied:v1", cwd=tmp_path)
@@ -35,8 +35,8 @@ def test_skopeo_picks_one_by_its_name(make: Make, run: Run, tmp_path: Path, plac
 def test_oras_picks_one_by_name_and_by_digest(make: Make, run: Run, tmp_path: Path, path: str) -> None:
     oras, source = need_program("oras"), make()
     digest = json.loads(run("push", source, f"layout://{path}:v2", "--json").stdout)["digest"]
-    for wanted in (f"{path}:v2", f"{path}@{digest}"):
-        call(oras, "pull", "--oci-layout", wanted, "-o", "out", cwd=tmp_path)
+    for image in (f"{path}:v2", f"{path}@{digest}"):
+        call(oras, "pull", "--oci-layout", image, "-o", "out", cwd=tmp_path)
         assert contents(source).items() <= contents(tmp_path / "out").items()
     call(oras, "copy", "--from-oci-layout", f"{path}:v2", "--to-oci-layout", "copied:v9", cwd=tmp_path)
     assert digest in run("pull", "oci:copied:v9", "-o", "ours", "--json").stdout

@@ -43,11 +43,11 @@ def test_an_archive_has_the_same_bytes_whatever_was_there_when(make: Make, tmp_p
     assert [member.name for member in members[:2]] == ["oci-layout", "index.json"]
     assert sorted(member.name for member in members[2:]) == [member.name for member in members[2:]]
     assert {(member.mtime, member.uid, member.gid, member.uname, member.mode) for member in members} == {(0, 0, 0, "", 0o644)}
-    other, grown = make("other", 1), tmp_path / "grown.tar"
+    other_folder, grown = make("other", 1), tmp_path / "grown.tar"
     archived(make(), grown)
-    archived(other, grown, "v2")
+    archived(other_folder, grown, "v2")
     with LayoutArchive(tmp_path / "both.tar") as target:  # in the other order, at once
-        copy_version(AdapterFolder(other), "latest", target, "v2")
+        copy_version(AdapterFolder(other_folder), "latest", target, "v2")
         copy_version(AdapterFolder(make()), "latest", target, "v1")
     assert grown.read_bytes() == (tmp_path / "both.tar").read_bytes()
 
@@ -65,10 +65,10 @@ def test_an_archive_whose_work_fails_stays_as_it_was(make: Make, tmp_path: Path)
 
 def test_what_a_killed_writer_left_goes_after_a_day(make: Make, tmp_path: Path) -> None:
     for name, age in (("old", 90_000), ("new", 10)):
-        left = tmp_path / f".x.tar.blobs-{name}"
-        left.mkdir()
-        (left / "blob").touch()
-        for path in (left / "blob", left):
+        leftover = tmp_path / f".x.tar.blobs-{name}"
+        leftover.mkdir()
+        (leftover / "blob").touch()
+        for path in (leftover / "blob", leftover):
             os.utime(path, (time.time() - age,) * 2)
     archived(make(), tmp_path / "x.tar")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".x.tar.blobs-new", "adapter", "x.tar"]
@@ -83,8 +83,8 @@ def test_of_two_writers_of_one_archive_the_second_gets_a_conflict(make: Make, tm
     with pytest.raises(ConflictError, match="changed while it was in use"):
         late.commit()
     late.close()
-    with LayoutArchive(out) as found:
-        assert found.tags() == ["v1", "v3"]
+    with LayoutArchive(out) as archive:
+        assert archive.tags() == ["v1", "v3"]
 
 
 def test_fsck_puts_back_what_a_layout_has(make: Make, run: Run, tmp_path: Path) -> None:

@@ -23,15 +23,15 @@ from tests.support.adapters import write_adapter
 def test_many_who_write_one_layout_at_once_lose_nothing(make: Make, tmp_path: Path) -> None:
     sources = [AdapterFolder(make(f"a{n}", n)) for n in range(6)]
 
-    def put(n: int) -> None:
+    def push_source(n: int) -> None:
         with LayoutFolder(tmp_path / "x") as target:
             copy_version(sources[n], "latest", target, f"v{n}")
 
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(put, range(6)))
-    with LayoutFolder(tmp_path / "x") as found:
-        assert found.tags() == [f"v{n}" for n in range(6)]
-        assert [found.manifest(f"v{n}").digest for n in range(6)] == [source.manifest("latest").digest for source in sources]
+        list(pool.map(push_source, range(6)))
+    with LayoutFolder(tmp_path / "x") as layout:
+        assert layout.tags() == [f"v{n}" for n in range(6)]
+        assert [layout.manifest(f"v{n}").digest for n in range(6)] == [source.manifest("latest").digest for source in sources]
 
 
 def test_a_blob_that_another_process_finishes_meanwhile_is_left_whole(

@@ -27,12 +27,12 @@ def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
 def test_a_blob_is_read_from_any_byte_on_and_another_one_is_not_there(registry: Registry) -> None:
     name = LocalName(registry, "team/sql")
     layer = name.manifest("prod").layers[0]
-    whole, rest = bytearray(layer.size), bytearray(layer.size)
+    whole, tail = bytearray(layer.size), bytearray(layer.size)
     with name.open_blob(layer) as file:
         assert file.readinto(whole) == layer.size
     with name.open_blob(layer, 3) as file:
-        assert file.readinto(rest) == layer.size - 3
-    assert rest[:-3] == whole[3:]
+        assert file.readinto(tail) == layer.size - 3
+    assert tail[:-3] == whole[3:]
     for absent in (dataclasses.replace(layer, digest=sha256_bytes(b"x")), dataclasses.replace(layer, size=layer.size + 1)):
         with pytest.raises(NotFoundError, match="has no blob"), name.open_blob(absent):
             pass
@@ -47,11 +47,11 @@ def test_a_version_is_named_by_tag_number_and_digest(registry: Registry) -> None
 
 def test_a_manifest_becomes_a_version_and_latest_is_no_tag_that_is_set(registry: Registry) -> None:
     manifest = LocalName(registry, "team/sql").manifest("prod")
-    other = LocalName(registry, "team/copy")
-    with other.lease_for_push():
-        result = other.put_manifest(manifest, "latest")
+    other_name = LocalName(registry, "team/copy")
+    with other_name.lease_for_push():
+        result = other_name.put_manifest(manifest, "latest")
     assert (result.new, result.number) == (True, 1)
-    assert other.tags() == ["latest"]
+    assert other_name.tags() == ["latest"]
 
 
 def test_an_error_of_what_arrived_names_the_version_and_no_temporary_folder(registry: Registry, tmp_path: Path) -> None:

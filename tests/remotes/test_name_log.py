@@ -35,8 +35,8 @@ BIG = 300_000
 
 @pytest.fixture
 def proxy(moto: Server) -> Iterator[Proxy]:
-    with Proxy(moto.url.removeprefix("http://")) as found:
-        yield found
+    with Proxy(moto.url.removeprefix("http://")) as server:
+        yield server
 
 
 def behind(proxy: Proxy) -> Server:
@@ -55,12 +55,12 @@ def pushed(server: Server, bucket: str, adapter: Path) -> Manifest:
         return copy_version(AdapterFolder(adapter), "latest", to, "prod").manifest
 
 
-def readme(made: Manifest) -> Descriptor:
-    return next(layer for layer in made.layers if layer.path == "README.md")
+def readme(manifest: Manifest) -> Descriptor:
+    return next(layer for layer in manifest.layers if layer.path == "README.md")
 
 
-def is_readme(made: Manifest, found: Exchange) -> bool:
-    return found.method == "GET" and readme(made).digest[7:] in found.path
+def is_readme(manifest: Manifest, exchange: Exchange) -> bool:
+    return exchange.method == "GET" and readme(manifest).digest[7:] in exchange.path
 
 
 # ---- others who write
@@ -89,8 +89,8 @@ def test_of_8_processes_that_race_for_an_entry_one_wins_each_time(moto: Server, 
     go.touch()
     answers = [writer.communicate(timeout=60)[0].strip() for writer in writers]
     assert sorted(answers) == ["False"] * 7 + ["True"]
-    with place(moto, bucket) as _, ObjectRepository(_.address.parse(f"s3://{bucket}/team/sql"), moto.environ) as found:
-        raw = found._log.read_entry(1)
+    with place(moto, bucket) as _, ObjectRepository(_.address.parse(f"s3://{bucket}/team/sql"), moto.environ) as repository:
+        raw = repository._log.read_entry(1)
         assert raw is not None
         assert Entry.parse(raw, "").time == f"writer {answers.index('True')}"
 
@@ -140,16 +140,19 @@ def test_an_entry_of_another_writer_is_noticed_where_nothing_is_exclusive(
 def test_a_created_entry_whose_answer_got_lost_is_known_as_ones_own(proxy: Proxy, moto: Server, adapter: Path) -> None:
     bucket, lost = moto.bucket(), iter((True,))
 
-    def after(found: Exchange) -> None:
-        if found.method == "PUT" and "/refs/" in found.path:
-            found.hang_up = next(lost, False)
+    def after(exchange: Exchange) -> None:
+        if exchange.method == "PUT" and "/refs/" in exchange.path:
+            exchange.hang_up = next(lost, False)
 
     proxy.after = after
     with place(behind(proxy), bucket, retries=3) as to:
         copy_version(AdapterFolder(adapter), "latest", to, "prod")
-    assert [found.status for found in proxy.seen if "/refs/" in found.path and found.method == "PUT"] == [200, 412]
-    with place(moto, bucket) as found, pytest.raises(NotFoundError):
-        found.manifest("v2")
+    assert [exchange.status for exchange in proxy.exchanges if "/refs/" in exchange.path and exchange.method == "PUT"] == [
+        200,
+        412,
+    ]
+    with place(moto, bucket) as repository, pytest.raises(NotFoundError):
+        repository.manifest("v2")
 
 
 # ---- killed
@@ -159,22 +162,22 @@ def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_resumed(moto: Server
     """Between any two requests, and beside half of one: what lies there then is a registry without errors."""
     with Proxy(moto.url.removeprefix("http://")) as proxy:
         pushed(behind(proxy), moto.bucket(), adapter)
-        writes = sum(found.method in ("PUT", "POST") for found in proxy.seen)
+        writes = sum(exchange.method in ("PUT", "POST") for exchange in proxy.exchanges)
     for stop in sorted(random.Random(1).sample(range(writes), 3)):
         bucket, stopped = moto.bucket(), threading.Event()
         with Proxy(moto.url.removeprefix("http://")) as proxy:
             numbers = itertools.count()  # one step, whichever thread asks
 
             def before(
-                found: Exchange,
+                exchange: Exchange,
                 stop: int = stop,
                 stopped: threading.Event = stopped,
                 numbers: Iterator[int] = numbers,
             ) -> None:
-                if found.method in ("PUT", "POST") and next(numbers) == stop:
+                if exchange.method in ("PUT", "POST") and next(numbers) == stop:
                     stopped.set()
                     threading.Event().wait(1)
-                    found.status = 503
+                    exchange.status = 503
 
             proxy.before = before
             address = f"s3://{bucket}/deep/down/team/sql:prod"
@@ -187,7 +190,11 @@ def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_resumed(moto: Server
                 continue
             process.kill()
             process.wait()
-            there = {found.path.rpartition("/")[2] for found in proxy.seen if found.method == "PUT" and "/blobs/" in found.path}
+            sent_before = {
+                exchange.path.rpartition("/")[2]
+                for exchange in proxy.exchanges
+                if exchange.method == "PUT" and "/blobs/" in exchange.path
+            }
         root = tmp_path / f"reg-{stop}"
         (root / FOLDER).mkdir(parents=True)
         synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
@@ -197,8 +204,12 @@ def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_resumed(moto: Server
                 assert registry.list() == []
         with Proxy(moto.url.removeprefix("http://")) as proxy:
             version = pushed(behind(proxy), bucket, adapter)
-            again = {found.path.rpartition("/")[2] for found in proxy.seen if found.method == "PUT" and "/blobs/" in found.path}
-        assert not there & again
+            again = {
+                exchange.path.rpartition("/")[2]
+                for exchange in proxy.exchanges
+                if exchange.method == "PUT" and "/blobs/" in exchange.path
+            }
+        assert not sent_before & again
         synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
         with Registry.open(root) as registry:
             registry.rebuild_index()
@@ -232,26 +243,28 @@ def test_no_flip_on_the_way_becomes_a_blob_or_a_file(proxy: Proxy, moto: Server,
     answers = 2 + len(version.layers)
     for seed in range(12):
         dice, out = random.Random(seed), tmp_path / f"out-{seed}"
-        left = dice.randrange(answers)
+        countdown = dice.randrange(answers)
 
-        def after(found: Exchange, dice: random.Random = dice) -> None:
-            nonlocal left
-            if found.method == "GET" and found.data and found.status == 200 and "list-type" not in found.path:
-                if left == 0:
-                    at = dice.randrange(len(found.data))
-                    found.data = found.data[:at] + bytes([found.data[at] ^ (1 << dice.randrange(8))]) + found.data[at + 1 :]
-                left -= 1
+        def after(exchange: Exchange, dice: random.Random = dice) -> None:
+            nonlocal countdown
+            if exchange.method == "GET" and exchange.data and exchange.status == 200 and "list-type" not in exchange.path:
+                if countdown == 0:
+                    at = dice.randrange(len(exchange.data))
+                    exchange.data = (
+                        exchange.data[:at] + bytes([exchange.data[at] ^ (1 << dice.randrange(8))]) + exchange.data[at + 1 :]
+                    )
+                countdown -= 1
 
         proxy.after = after
         with place(behind(proxy), bucket) as source:
             try:
-                got = download(source, "prod", out, pauses=())
+                manifest = download(source, "prod", out, pauses=())
             except IntegrityError:
                 assert not out.exists()
                 continue
             except NotFoundError:  # the entry, which names a tag
                 continue
-        assert left >= 0 or got.digest == version.digest
+        assert countdown >= 0 or manifest.digest == version.digest
 
 
 def test_a_download_that_was_cut_off_resumes_where_it_stopped(
@@ -260,17 +273,17 @@ def test_a_download_that_was_cut_off_resumes_where_it_stopped(
     bucket, cuts = moto.bucket(), iter((100_000, 100_000))
     version = pushed(moto, bucket, adapter)
 
-    def after(found: Exchange) -> None:
-        if is_readme(version, found):
-            found.cut = next(cuts, None)
+    def after(exchange: Exchange) -> None:
+        if is_readme(version, exchange):
+            exchange.cut = next(cuts, None)
 
     proxy.after = after
     with place(behind(proxy), bucket) as source:
         download(source, "prod", tmp_path / "out", pauses=(0.0,))
-    asked = [found.headers.get("range") for found in proxy.seen if is_readme(version, found)]
-    assert len(asked) == 3
-    assert asked[0] is None
-    assert all(one is not None and one.startswith("bytes=") for one in asked[1:])
+    ranges = [exchange.headers.get("range") for exchange in proxy.exchanges if is_readme(version, exchange)]
+    assert len(ranges) == 3
+    assert ranges[0] is None
+    assert all(requested_range is not None and requested_range.startswith("bytes=") for requested_range in ranges[1:])
     assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
 
 
@@ -281,22 +294,30 @@ def test_a_range_that_is_off_by_one_is_found_out_and_the_whole_fetched(
     version = pushed(moto, bucket, adapter)
     whole = (adapter / "README.md").read_bytes()
 
-    def after(found: Exchange) -> None:
-        if is_readme(version, found):
-            found.cut = next(cuts, None)
-            if start := found.headers.get("range"):
-                found.data = whole[int(start[6:-1]) - 1 : -1]
+    def after(exchange: Exchange) -> None:
+        if is_readme(version, exchange):
+            exchange.cut = next(cuts, None)
+            if start := exchange.headers.get("range"):
+                exchange.data = whole[int(start[6:-1]) - 1 : -1]
 
     proxy.after = after
     with place(behind(proxy), bucket) as source:
         download(source, "prod", tmp_path / "out", pauses=(0.0,))
-        assert [bool(found.headers.get("range")) for found in proxy.seen if is_readme(version, found)] == [False, True, False]
+        assert [bool(exchange.headers.get("range")) for exchange in proxy.exchanges if is_readme(version, exchange)] == [
+            False,
+            True,
+            False,
+        ]
         assert (tmp_path / "out/README.md").read_bytes() == whole
-        proxy.after = lambda found: setattr(found, "data", found.data[:-1] + b"!" if is_readme(version, found) else found.data)
-        proxy.seen.clear()
+        proxy.after = lambda exchange: setattr(
+            exchange, "data", exchange.data[:-1] + b"!" if is_readme(version, exchange) else exchange.data
+        )
+        proxy.exchanges.clear()
         with pytest.raises(IntegrityError):
             download(source, "prod", tmp_path / "wrong", pauses=(0.0,))
-    assert len([found for found in proxy.seen if is_readme(version, found)]) == 1  # wrong from its start: once is enough
+    assert (
+        len([exchange for exchange in proxy.exchanges if is_readme(version, exchange)]) == 1
+    )  # wrong from its start: once is enough
     assert not (tmp_path / "wrong").exists()
 
 
@@ -304,10 +325,10 @@ def test_errors_that_may_pass_are_tried_again(proxy: Proxy, moto: Server, adapte
     bucket = moto.bucket()
     version = pushed(moto, bucket, adapter)
     answers = iter((503, 500))
-    proxy.before = lambda found: setattr(found, "status", next(answers, 0) if is_readme(version, found) else 0)
+    proxy.before = lambda exchange: setattr(exchange, "status", next(answers, 0) if is_readme(version, exchange) else 0)
     with place(behind(proxy), bucket, retries=2) as source:
         download(source, "prod", tmp_path / "out", pauses=(0.0, 0.0))
-        proxy.before = lambda found: setattr(found, "status", 503)
+        proxy.before = lambda exchange: setattr(exchange, "status", 503)
         with pytest.raises(RemoteError, match="answers 503"):
             source.manifest("prod")
 
@@ -356,14 +377,14 @@ def test_a_list_that_is_behind_hides_no_entry(proxy: Proxy, moto: Server, tmp_pa
         version = pushed(moto, bucket, write_adapter(tmp_path / str(seed), seed))
     empty = b'<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>0</KeyCount></ListBucketResult>'
 
-    def before(found: Exchange) -> None:
-        if "list-type" in found.path:
-            found.status, found.data, found.answer = 200, empty, {"content-type": "application/xml"}
+    def before(exchange: Exchange) -> None:
+        if "list-type" in exchange.path:
+            exchange.status, exchange.data, exchange.answer = 200, empty, {"content-type": "application/xml"}
 
     proxy.before = before
-    with place(behind(proxy), bucket) as found:
-        assert found.manifest("latest").digest == version.digest
-        assert found.manifest("v3").digest == version.digest
+    with place(behind(proxy), bucket) as repository:
+        assert repository.manifest("latest").digest == version.digest
+        assert repository.manifest("v3").digest == version.digest
 
 
 def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server, tmp_path: Path, adapter: Path) -> None:
@@ -383,8 +404,8 @@ def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server
             assert to.has_blob(blob)
             with to.open_blob(blob) as reader:
                 buffer, n = bytearray(blob.size), 0
-                while got := reader.readinto(memoryview(buffer)[n:]):
-                    n += got
+                while read_count := reader.readinto(memoryview(buffer)[n:]):
+                    n += read_count
             assert buffer == text
     with place(moto, bucket) as url, place(tmp_path / "other", piece=5 << 20) as two, place(moto, moto.bucket()) as three:
         assert two.put_blob(blob, url) == three.put_blob(blob, two) == blob.size

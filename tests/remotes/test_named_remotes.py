@@ -115,20 +115,20 @@ def test_what_is_no_url_of_a_remote_is_refused(text: str, words: str) -> None:
         assert error.value.hint.startswith("Supported: az://, file://, gs://, hf://, ")
 
 
-def said(run: Run, *words: object, **options: object) -> dict[str, object]:
+def run_json(run: Run, *words: object, **options: object) -> dict[str, object]:
     return json.loads(run(*words, "--json", **options).stdout)
 
 
 def test_the_life_of_a_remote(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "xdg-config/adapterhub/config.toml"
     assert "no remotes yet" in run("remote", "list").stderr
-    assert said(run, "remote", "add", "team", "oci://registry.example/a/", "--default")["new"] is True
-    assert said(run, "remote", "add", "team", "oci://registry.example/a")["new"] is False
+    assert run_json(run, "remote", "add", "team", "oci://registry.example/a/", "--default")["new"] is True
+    assert run_json(run, "remote", "add", "team", "oci://registry.example/a")["new"] is False
     run("remote", "add", "free", "oci://free.example")
     assert "already has the URL oci://free.example" in run("remote", "add", "free", "oci://other.example", code=7).stderr
     run("remote", "add", "free", "oci://other.example", "--force")
     assert run("remote", "default").stdout == "team  oci://registry.example/a\n"
-    rows = said(run, "remote", "list")["remotes"]
+    rows = run_json(run, "remote", "list")["remotes"]
     assert rows == [
         {"name": "free", "url": "oci://other.example", "default": False, "file": str(file)},
         {"name": "team", "url": "oci://registry.example/a", "default": True, "file": str(file)},
@@ -151,15 +151,15 @@ def test_the_option_then_the_environment_then_the_project_then_the_user(
     run("remote", "add", "project", f"oci://{host}/order-theirs", "--project", "--default", cwd=tmp_path / "p")
     make()
 
-    def where(*words: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> object:
-        return said(run, "push", tmp_path / "adapter", "t/x", *words, cwd=cwd, env=env)["ref"]
+    def pushed_ref(*words: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> object:
+        return run_json(run, "push", tmp_path / "adapter", "t/x", *words, cwd=cwd, env=env)["ref"]
 
     inside, variable = tmp_path / "p/deep", {"ADAPTERHUB_REMOTE": "environment"}
-    assert where("--remote") == f"oci://{host}/order-user/t/x:latest"
-    assert where("--remote", cwd=inside) == f"oci://{host}/order-theirs/t/x:latest"
-    assert where("--remote", cwd=inside, env=variable) == f"oci://{host}/order-environment/t/x:latest"
-    assert where("--remote", "option", cwd=inside, env=variable) == f"oci://{host}/order-option/t/x:latest"
-    assert where(cwd=inside, env=variable) == "t/x:v1"
+    assert pushed_ref("--remote") == f"oci://{host}/order-user/t/x:latest"
+    assert pushed_ref("--remote", cwd=inside) == f"oci://{host}/order-theirs/t/x:latest"
+    assert pushed_ref("--remote", cwd=inside, env=variable) == f"oci://{host}/order-environment/t/x:latest"
+    assert pushed_ref("--remote", "option", cwd=inside, env=variable) == f"oci://{host}/order-option/t/x:latest"
+    assert pushed_ref(cwd=inside, env=variable) == "t/x:v1"
 
 
 def test_the_projects_registry_precedes_a_nearby_one(run: Run, make: Make, tmp_path: Path) -> None:
@@ -192,15 +192,15 @@ def test_a_project_owned_by_another_user_is_skipped_with_a_warning(run: Run, tmp
 
 def test_push_pull_and_list_on_a_remote(run: Run, host: str, make: Make, tmp_path: Path) -> None:
     run("remote", "add", "team", f"oci://{host}/conf", "--default")
-    made = make()
-    digest = said(run, "push", made, "team/sql:v2", "--remote")["digest"]
-    assert said(run, "push", made, "team/sql:v2", "--remote", "team")["sent"] == 0
-    run("push", made, "other/sql", "--remote")
-    assert said(run, "pull", "team/sql:v2", "--remote", "-o", "out")["digest"] == digest
+    folder = make()
+    digest = run_json(run, "push", folder, "team/sql:v2", "--remote")["digest"]
+    assert run_json(run, "push", folder, "team/sql:v2", "--remote", "team")["sent"] == 0
+    run("push", folder, "other/sql", "--remote")
+    assert run_json(run, "pull", "team/sql:v2", "--remote", "-o", "out")["digest"] == digest
     assert f"team/sql:v2@{digest}, " in run("pull", "team/sql:v2", "--remote", "-o", "again").stdout
     assert run("list", "--remote").stdout == "other/sql\nteam/sql\n"
     assert run("list", "team", "--remote").stdout == "team/sql\n"
-    assert said(run, "list", "team", "--remote")["adapters"] == [{"name": "team/sql"}]
+    assert run_json(run, "list", "team", "--remote")["adapters"] == [{"name": "team/sql"}]
     assert run("list", "tea", "--remote").stdout == ""
     assert listed(run("list", "team/sql", "--remote").stdout) == [f"oci://{host}/conf/team/sql:v2"]
 
@@ -213,7 +213,7 @@ def test_a_ref_without_the_option_is_local_and_the_error_names_the_remote_to_ask
         assert "`--remote` asks team" in run("pull", "team/sql:v2", code=3).stderr
         assert "`--remote` asks team" in run("lock", "team/sql:v2", code=3).stderr
         run("list")
-        assert server.seen == []
+        assert server.exchanges == []
 
 
 def test_a_remote_that_was_asked_is_not_offered_again(run: Run, host: str, make: Make) -> None:
@@ -234,11 +234,11 @@ def test_a_pull_of_what_is_there_already_is_one_request(run: Run, host: str, mak
     with Proxy(host) as server:
         address = f"oci://{server.address}/once/again:v1"
         run("push", make(), address)
-        assert said(run, "pull", address, "-o", "out")["new"] is True
-        server.seen.clear()
+        assert run_json(run, "pull", address, "-o", "out")["new"] is True
+        server.exchanges.clear()
         result = run("pull", address, "-o", "out")
         assert result.stdout.startswith("already there: out: ")
-        assert [found.method for found in server.seen] == ["GET"]
+        assert [exchange.method for exchange in server.exchanges] == ["GET"]
     weights = tmp_path / "out/adapter_model.safetensors"
     right = weights.read_bytes()
     for wrong in (right[:-1], right[:-1] + bytes([right[-1] ^ 1])):
@@ -263,17 +263,17 @@ def tree(folder: Path) -> list[str]:
 def test_remote_test_reports_user_and_access_and_leaves_nothing(run: Run, behind: str, tmp_path: Path) -> None:
     run("remote", "add", "team", f"oci://{behind}/some/prefix")
     nobody = run("remote", "test", "team", code=5)
-    what = f"HTTP 401: login required. Log in with `adapterhub login {behind}`  [login-required]"
-    assert nobody.stderr == f"error: oci://{behind}: {what}\n"
+    reason = f"HTTP 401: login required. Log in with `adapterhub login {behind}`  [login-required]"
+    assert nobody.stderr == f"error: oci://{behind}: {reason}\n"
     right = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "right", behind).parent)}
     before = tree(tmp_path / "behind")
-    found = said(run, "remote", "test", "team", env=right)
-    assert found == {
+    report = run_json(run, "remote", "test", "team", env=right)
+    assert report == {
         "name": "team", "url": f"oci://{behind}/some/prefix", "asks": True, "user": registry.USER,
         "login": "docker's config.json", "read": True, "write": True, "why": "",
     }  # fmt: skip
     assert tree(tmp_path / "behind") == before
-    assert said(run, "list", "--remote", "team", env=right)["adapters"] == []
+    assert run_json(run, "list", "--remote", "team", env=right)["adapters"] == []
     wrong = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "wrong", behind, "no").parent)}
     assert "the login of user (docker's config.json) was refused" in run("remote", "test", "team", env=wrong, code=5).stderr
 
@@ -281,9 +281,9 @@ def test_remote_test_reports_user_and_access_and_leaves_nothing(run: Run, behind
 def test_remote_test_of_one_that_may_only_be_read_is_exit_5(run: Run, host: str) -> None:
     with Proxy(host) as server:
 
-        def denied(found: Exchange) -> None:
-            if found.method == "PUT":
-                found.status = 403
+        def denied(exchange: Exchange) -> None:
+            if exchange.method == "PUT":
+                exchange.status = 403
 
         server.before = denied
         run("remote", "add", "team", f"oci://{server.address}")
@@ -294,7 +294,7 @@ def test_remote_test_of_one_that_may_only_be_read_is_exit_5(run: Run, host: str)
 
 def test_remote_test_of_what_is_no_registry_is_one_line(run: Run) -> None:
     with Proxy() as server:
-        server.before = lambda found: setattr(found, "status", 404)
+        server.before = lambda exchange: setattr(exchange, "status", 404)
         run("remote", "add", "team", f"oci://{server.address}")
         assert "not an OCI registry" in run("remote", "test", "team", code=5).stderr
     assert len(run("remote", "test", "team", code=5).stderr.splitlines()) == 1
@@ -326,30 +326,30 @@ def test_a_hub_reports_the_authenticated_user(
 ) -> None:
     with Proxy() as server:
 
-        def whoami(found: Exchange) -> None:
-            if found.headers.get("authorization") != "Bearer hf_right":
-                found.status = 401
+        def whoami(exchange: Exchange) -> None:
+            if exchange.headers.get("authorization") != "Bearer hf_right":
+                exchange.status = 401
                 return
-            said = {"name": "ada", "orgs": [{"name": "team"}], "auth": {"accessToken": {"role": role}}}
-            found.status, found.data = 200, json.dumps(said).encode()
+            identity = {"name": "ada", "orgs": [{"name": "team"}], "auth": {"accessToken": {"role": role}}}
+            exchange.status, exchange.data = 200, json.dumps(identity).encode()
 
         server.before = whoami
-        seen = hub_writer.access(f"http://{server.address}", token, org, pauses=())
-        assert (seen.user, seen.reads, seen.writes) == expected
+        access = hub_writer.access(f"http://{server.address}", token, org, pauses=())
+        assert (access.user, access.reads, access.writes) == expected
         with pytest.raises(RemoteError) as caught:
             hub_writer.access(f"http://{server.address}", "hf_wrong", org, pauses=())
         assert "hf auth login" in str(caught.value)
         assert "hf_wrong" not in str(caught.value)
         with Proxy() as proxy:
 
-            def away(found: Exchange) -> None:
-                found.status, found.answer = 307, {"location": f"http://{proxy.address}/"}
+            def away(exchange: Exchange) -> None:
+                exchange.status, exchange.answer = 307, {"location": f"http://{proxy.address}/"}
 
             server.before = away
             with pytest.raises(RemoteError, match="HTTP 307"):
                 hub_writer.access(f"http://{server.address}", "hf_right", org, pauses=())
-            assert proxy.seen == []
-        server.before = lambda found: (setattr(found, "status", 200), setattr(found, "data", b"[1]"))
+            assert proxy.exchanges == []
+        server.before = lambda exchange: (setattr(exchange, "status", 200), setattr(exchange, "data", b"[1]"))
         with pytest.raises(FormatError, match="not a Hugging Face hub"):
             hub_writer.access(f"http://{server.address}", token, org, pauses=())
 
@@ -358,15 +358,15 @@ def test_a_hub_reports_the_authenticated_user(
 
 
 def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str, make: Make, tmp_path: Path) -> None:
-    made = make("sql")
+    folder = make("sql")
     run("remote", "add", "team", f"oci://{host}/rules")
-    run("push", made, "other/sql")
-    run("push", made, "other/sql:v1", "--remote", "team")
+    run("push", folder, "other/sql")
+    run("push", folder, "other/sql:v1", "--remote", "team")
     (tmp_path / "adapterhub.toml").write_text(f'[policy]\nallow = ["team/*", "oci://{host}/free/*"]\n')
     for words in (
-        ["push", made, "other/sql"],
-        ["push", made, "other/sql", "--remote", "team"],
-        ["push", made, f"oci://{host}/team/sql"],
+        ["push", folder, "other/sql"],
+        ["push", folder, "other/sql", "--remote", "team"],
+        ["push", folder, f"oci://{host}/team/sql"],
         ["pull", "other/sql", "-o", "out"],
         ["pull", "other/sql", "--to", "mlx", "-o", "out"],
         ["pull", "other/sql:v1", "--remote", "team", "-o", "out"],
@@ -375,11 +375,11 @@ def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str
         ["copy", "other/sql", f"oci://{host}/team/sql"],
     ):
         assert "not a name that" in run(*words, code=6).stderr, words
-    run("push", made, f"oci://{host}/free/sql")
+    run("push", folder, f"oci://{host}/free/sql")
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\nlicenses = ['MIT']\n")
     for words in (
-        ["push", made, "team/sql"],
-        ["push", made, "team/sql", "--remote", "team"],
+        ["push", folder, "team/sql"],
+        ["push", folder, "team/sql", "--remote", "team"],
         ["push", "other/sql", "team/sql", "--remote", "team"],
         ["pull", "other/sql", "-o", "out"],
         ["pull", "other/sql:v1", "--remote", "team", "-o", "out"],
@@ -397,9 +397,9 @@ def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str
 
 
 def test_init_project_writes_examples_once(run: Run, tmp_path: Path) -> None:
-    assert said(run, "init", "--project")["created"] is True
+    assert run_json(run, "init", "--project")["created"] is True
     text = (tmp_path / "adapterhub.toml").read_text()
     (tmp_path / "adapterhub.toml").write_text(text + "# mine\n")
-    assert said(run, "init", "--project")["created"] is False
+    assert run_json(run, "init", "--project")["created"] is False
     assert (tmp_path / "adapterhub.toml").read_text() == text + "# mine\n"
     assert not (tmp_path / "registry.db").exists()

@@ -35,8 +35,8 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 @pytest.fixture
 def company() -> Iterator[ForwardProxy]:
-    with ForwardProxy(SECRET) as found:
-        yield found
+    with ForwardProxy(SECRET) as forward_proxy:
+        yield forward_proxy
 
 
 def there_and_back(run: Run, source: Path, address: str, env: dict[str, str]) -> None:
@@ -76,13 +76,13 @@ def test_TLS_goes_through_a_proxy_s_tunnel(
     port = secure[0].rpartition(":")[2]
     env = {"SSL_CERT_FILE": str(secure[1]), variable: f"http://{SECRET}@{company.address}"}
     there_and_back(run, make(), f"oci://registry.test:{port}/net/{variable.lower()}", env)
-    assert set(company.seen) == {f"CONNECT registry.test:{port}"}
+    assert set(company.requests) == {f"CONNECT registry.test:{port}"}
 
 
 def test_plain_http_is_asked_of_a_proxy(run: Run, make: Make, host: str, company: ForwardProxy) -> None:
     port = host.rpartition(":")[2]
     there_and_back(run, make(), f"oci+http://registry.test:{port}/net/plain", {"http_proxy": f"{SECRET}@{company.address}"})
-    assert f"GET http://registry.test:{port}/v2/net/plain/manifests/latest" in company.seen
+    assert f"GET http://registry.test:{port}/v2/net/plain/manifests/latest" in company.requests
 
 
 def test_hosts_that_need_no_proxy_and_this_machine_get_none(run: Run, make: Make, host: str, company: ForwardProxy) -> None:
@@ -90,7 +90,7 @@ def test_hosts_that_need_no_proxy_and_this_machine_get_none(run: Run, make: Make
     there_and_back(run, make(), f"oci://{host}/net/here", env)
     env["no_proxy"] = "other.test,registry.test"
     run("push", make(), "oci+http://registry.test:1/net/sql", env=env, code=5)
-    assert company.seen == []
+    assert company.requests == []
 
 
 @pytest.mark.parametrize("scheme", ["oci", "oci+http"])

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.peer
     ],
 )
 def test_an_address_names_the_store_and_the_version(text: str, store: str, name: str, reference: str) -> None:
-    found = ObjectAddress.parse(text)
-    assert (found.store, found.ref.name, found.reference) == (store, name, reference)
-    assert ObjectAddress.parse(str(found)) == found
-    assert found.title == "sql"
+    address = ObjectAddress.parse(text)
+    assert (address.store, address.ref.name, address.reference) == (store, name, reference)
+    assert ObjectAddress.parse(str(address)) == address
+    assert address.title == "sql"
 
 
 @pytest.mark.parametrize(

@@ -58,22 +58,22 @@ def expecting(server: Server | Path, bucket: str, digest: str) -> Iterator[Objec
 
 
 def test_versions_are_numbered_and_found_as_in_a_registry(moto: Server, tmp_path: Path) -> None:
-    bucket, made = moto.bucket(), []
+    bucket, manifests = moto.bucket(), []
     for seed, tag in enumerate(("1.0.0", "1.2.0", "prod")):
         with place(moto, bucket) as to:
-            made.append(copy_version(AdapterFolder(write_adapter(tmp_path / str(seed), seed)), "latest", to, tag).manifest)
+            manifests.append(copy_version(AdapterFolder(write_adapter(tmp_path / str(seed), seed)), "latest", to, tag).manifest)
     with place(moto, bucket) as url:
         digests = [url.manifest(reference).digest for reference in ("v1", "v2", "v3")]
-        assert digests == [one.digest for one in made]
-        assert url.manifest("latest").digest == made[2].digest
-        assert url.manifest("^1.0").digest == made[1].digest
-        assert url.manifest("1.0").digest == made[0].digest
-        assert url.manifest(made[1].digest[:15]).digest == made[1].digest
+        assert digests == [manifest.digest for manifest in manifests]
+        assert url.manifest("latest").digest == manifests[2].digest
+        assert url.manifest("^1.0").digest == manifests[1].digest
+        assert url.manifest("1.0").digest == manifests[0].digest
+        assert url.manifest(manifests[1].digest[:15]).digest == manifests[1].digest
         assert url.tags() == ["1.0.0", "1.2.0", "latest", "prod", "v1", "v2", "v3"]
         with pytest.raises(NotFoundError):
             url.manifest("v4")
-    with place(moto, bucket, "team/other") as other, pytest.raises(NotFoundError):
-        other.manifest(made[0].digest)  # there is such a blob, but no such version of this name
+    with place(moto, bucket, "team/other") as other_name, pytest.raises(NotFoundError):
+        other_name.manifest(manifests[0].digest)  # there is such a blob, but no such version of this name
 
 
 def test_a_version_cannot_be_pushed_to_a_number_a_range_or_a_digest(moto: Server, adapter: Path) -> None:
@@ -94,16 +94,16 @@ def test_the_same_content_again_writes_nothing(moto: Server, adapter: Path) -> N
 
 def test_expect_compares_and_moves_at_once(moto: Server, tmp_path: Path) -> None:
     bucket = moto.bucket()
-    one, two = (AdapterFolder(write_adapter(tmp_path / str(seed), seed)) for seed in range(2))
-    first = one.manifest("latest").digest
+    first_folder, second_folder = (AdapterFolder(write_adapter(tmp_path / str(seed), seed)) for seed in range(2))
+    first = first_folder.manifest("latest").digest
     with expecting(moto, bucket, ABSENT) as to:
-        copy_version(one, "latest", to, "prod")
+        copy_version(first_folder, "latest", to, "prod")
     with expecting(moto, bucket, ABSENT) as to, pytest.raises(ConflictError, match=first):
-        copy_version(two, "latest", to, "prod")
+        copy_version(second_folder, "latest", to, "prod")
     with expecting(moto, bucket, first[:20]) as to:
-        copy_version(two, "latest", to, "prod")
+        copy_version(second_folder, "latest", to, "prod")
     with expecting(moto, bucket, first) as to, pytest.raises(ConflictError):
-        copy_version(one, "latest", to, "prod")
+        copy_version(first_folder, "latest", to, "prod")
 
 
 # ---- what the store can
@@ -238,8 +238,8 @@ def test_an_adapter_goes_from_bucket_to_folder_and_into_the_registry(moto: Serve
 def test_verify_reads_again_what_was_put(moto: Server, adapter: Path) -> None:
     with place(moto, moto.bucket(), verify=True) as to:
         copy_version(AdapterFolder(adapter), "latest", to, "prod")
-        put = to._bucket.put_object
-        to._bucket.put_object = lambda key, data: put(key, bytes(len(data)))  # type: ignore[method-assign]
+        put_object = to._bucket.put_object
+        to._bucket.put_object = lambda key, data: put_object(key, bytes(len(data)))  # type: ignore[method-assign]
         blob = AdapterFolder(write_adapter(adapter.parent / "more", 1)).manifest("latest").layers[0]
         with pytest.raises(IntegrityError, match="other bytes than were sent"):
             to.put_blob(blob, AdapterFolder(adapter.parent / "more"))

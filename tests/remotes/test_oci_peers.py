@@ -89,16 +89,16 @@ def test_one_digest_from_folder_to_registry_to_registry_and_back(make: Make, run
     source = make()
     digest = oci_manifest.build(source).digest
 
-    def said(*words: object) -> str:
+    def resulting_digest(*words: object) -> str:
         return str(json.loads(run(*words, "--json").stdout)["digest"])
 
     run("init", ".")
-    assert said("push", source, "team/sql:prod") == digest
-    assert said("push", "team/sql:prod", f"oci://{host}/chain/one:v1") == digest
-    assert said("copy", f"oci://{host}/chain/one:v1", f"oci://{host}/chain/two:v1") == digest
-    assert said("copy", f"oci://{host}/chain/two:v1", "team/back:prod") == digest
-    assert said("copy", "team/back:prod", "team/again") == digest
-    assert said("pull", f"oci://{host}/chain/two@{digest}", "-o", "out") == digest
+    assert resulting_digest("push", source, "team/sql:prod") == digest
+    assert resulting_digest("push", "team/sql:prod", f"oci://{host}/chain/one:v1") == digest
+    assert resulting_digest("copy", f"oci://{host}/chain/one:v1", f"oci://{host}/chain/two:v1") == digest
+    assert resulting_digest("copy", f"oci://{host}/chain/two:v1", "team/back:prod") == digest
+    assert resulting_digest("copy", "team/back:prod", "team/again") == digest
+    assert resulting_digest("pull", f"oci://{host}/chain/two@{digest}", "-o", "out") == digest
     assert oci_manifest.build(tmp_path / "out").digest == digest
     with Registry.open(tmp_path) as registry_:
         assert fsck(registry_) == []

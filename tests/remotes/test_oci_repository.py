@@ -32,8 +32,8 @@ BIG = 300_000
 
 @pytest.fixture
 def proxy(host: str) -> Iterator[Proxy]:
-    with Proxy(host) as found:
-        yield found
+    with Proxy(host) as server:
+        yield server
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def pushed(host: str, name: str, adapter: Path) -> Manifest:
         return copy_version(AdapterFolder(adapter), "latest", to, "latest").manifest
 
 
-def readme(made: Manifest) -> Descriptor:
-    return next(layer for layer in made.layers if layer.path == "README.md")
+def readme(manifest: Manifest) -> Descriptor:
+    return next(layer for layer in manifest.layers if layer.path == "README.md")
 
 
 def flip(data: bytes, dice: random.Random) -> bytes:
@@ -66,7 +66,7 @@ def test_a_whole_copy_has_a_connection_for_each_of_its_jobs(proxy: Proxy, adapte
     with remote(proxy.address, f"kept-{jobs}") as place:
         copy_version(AdapterFolder(adapter), "latest", place, "latest", jobs=jobs)
         download(place, "latest", tmp_path / "out", jobs=jobs)
-    assert len(proxy.seen) > 20
+    assert len(proxy.exchanges) > 20
     assert 1 <= proxy.connections <= jobs
 
 
@@ -77,23 +77,23 @@ def test_none_of_200_flips_on_the_way_here_is_accepted(proxy: Proxy, host: str, 
     version = pushed(host, "flips", write_adapter(tmp_path / "sql"))
     answers: dict[str, Exchange] = {}
 
-    def before(found: Exchange) -> None:
-        if known := answers.get(found.path):  # what the registry has said once
-            found.status, found.answer, found.data = known.status, known.answer, known.data
+    def before(exchange: Exchange) -> None:
+        if recorded := answers.get(exchange.path):  # what the registry has said once
+            exchange.status, exchange.answer, exchange.data = recorded.status, recorded.answer, recorded.data
 
-    proxy.before, proxy.after = before, lambda found: answers.setdefault(found.path, replace(found)) and None
+    proxy.before, proxy.after = before, lambda exchange: answers.setdefault(exchange.path, replace(exchange)) and None
     for reference in ("latest", version.digest):
         with remote(proxy.address, "flips") as source:
             download(source, reference, tmp_path / reference[-6:])
     for seed in range(200):
         dice, out = random.Random(seed), tmp_path / f"out-{seed}"
-        left = dice.randrange(1 + len(version.layers))
+        countdown = dice.randrange(1 + len(version.layers))
 
-        def after(found: Exchange, dice: random.Random = dice) -> None:
-            nonlocal left
-            if left == 0:
-                found.data = flip(found.data, dice)
-            left -= 1
+        def after(exchange: Exchange, dice: random.Random = dice) -> None:
+            nonlocal countdown
+            if countdown == 0:
+                exchange.data = flip(exchange.data, dice)
+            countdown -= 1
 
         proxy.after = after
         reference = version.digest if seed % 2 else "latest"
@@ -107,21 +107,21 @@ def test_none_of_30_flips_on_the_way_there_is_accepted(proxy: Proxy, host: str, 
     source = AdapterFolder(adapter)
     for seed in range(30):
         dice, name = random.Random(seed), f"flips-{seed}"
-        left = dice.randrange(6)
+        countdown = dice.randrange(6)
 
-        def before(found: Exchange, dice: random.Random = dice) -> None:
-            nonlocal left
-            if found.method == "PUT":
-                if left == 0:
-                    found.body = flip(found.body, dice)
-                left -= 1
+        def before(exchange: Exchange, dice: random.Random = dice) -> None:
+            nonlocal countdown
+            if exchange.method == "PUT":
+                if countdown == 0:
+                    exchange.body = flip(exchange.body, dice)
+                countdown -= 1
 
         proxy.before = before
         with remote(proxy.address, name, pauses=()) as to, pytest.raises(AdapterhubError) as caught:
             copy_version(source, "latest", to, "latest", jobs=1)
         assert caught.value.exit_code in (4, 5)
-        with remote(host, name) as there, pytest.raises(NotFoundError):
-            there.manifest("latest")
+        with remote(host, name) as repository, pytest.raises(NotFoundError):
+            repository.manifest("latest")
 
 
 # ---- cuts
@@ -131,16 +131,16 @@ def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, h
     version = pushed(host, "again", adapter)
     answers = iter((503, 429))
 
-    def before(found: Exchange) -> None:
-        found.status = next(answers, 0)
+    def before(exchange: Exchange) -> None:
+        exchange.status = next(answers, 0)
 
     proxy.before = before
     with remote(proxy.address, "again", pauses=(0.0, 0.0)) as source:
         assert source.manifest("latest").digest == version.digest
-        proxy.before = lambda found: setattr(found, "status", 400)
+        proxy.before = lambda exchange: setattr(exchange, "status", 400)
         with pytest.raises(RemoteError, match="HTTP 400"):
             source.manifest("latest")
-    assert len(proxy.seen) == 4
+    assert len(proxy.exchanges) == 4
 
 
 # ---- lies
@@ -150,15 +150,15 @@ def test_a_registry_that_claims_blobs_it_lacks_gets_no_tag(proxy: Proxy, host: s
     source = AdapterFolder(adapter)
     sizes = {blob.digest: blob.size for blob in distinct_blobs(source.manifest("latest"))}
 
-    def before(found: Exchange) -> None:
-        if found.method == "HEAD" and "/blobs/" in found.path:
-            found.status, found.answer = 200, {"content-length": str(sizes[found.path.rpartition("/")[2]])}
+    def before(exchange: Exchange) -> None:
+        if exchange.method == "HEAD" and "/blobs/" in exchange.path:
+            exchange.status, exchange.answer = 200, {"content-length": str(sizes[exchange.path.rpartition("/")[2]])}
 
     proxy.before = before
     with remote(proxy.address, "has-not") as to, pytest.raises(RemoteError, match="unknown"):
         copy_version(source, "latest", to, "latest")
-    with remote(host, "has-not") as there, pytest.raises(NotFoundError):
-        there.manifest("latest")
+    with remote(host, "has-not") as repository, pytest.raises(NotFoundError):
+        repository.manifest("latest")
 
 
 HOSTILE = {
@@ -197,15 +197,15 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_manifest_is_refused(proxy: Proxy, tmp_path: Path, case: str) -> None:
-    given, expected = HOSTILE[case]
-    if not isinstance(given, bytes):
+    hostile, expected = HOSTILE[case]
+    if not isinstance(hostile, bytes):
         blob = {"mediaType": "x", "digest": "sha256:" + "0" * 64, "size": 1}
-        titles = [given] if isinstance(given, str) else given
+        titles = [hostile] if isinstance(hostile, str) else hostile
         layers = [{**blob, "annotations": {oci_manifest.TITLE: title}} for title in titles]
-        given = json.dumps({"schemaVersion": 2, "config": blob, "layers": layers}).encode()
+        hostile = json.dumps({"schemaVersion": 2, "config": blob, "layers": layers}).encode()
 
-    def before(found: Exchange) -> None:
-        found.status, found.data = 200, given
+    def before(exchange: Exchange) -> None:
+        exchange.status, exchange.data = 200, hostile
 
     proxy.before = before
     with remote(proxy.address, "hostile", pauses=()) as source, pytest.raises(expected):
@@ -216,31 +216,31 @@ def test_a_hostile_manifest_is_refused(proxy: Proxy, tmp_path: Path, case: str) 
 LIES = ["endless", "endless, with a length", "compressed", "a bomb", "short", "redirected forever", "redirected to a file"]
 
 
-@pytest.mark.parametrize("what", ["manifest", "blob"])
+@pytest.mark.parametrize("document_kind", ["manifest", "blob"])
 @pytest.mark.parametrize("lie", LIES)
 def test_a_dishonest_response_body_is_one_error_and_leaves_no_file(
-    proxy: Proxy, host: str, adapter: Path, tmp_path: Path, lie: str, what: str
+    proxy: Proxy, host: str, adapter: Path, tmp_path: Path, lie: str, document_kind: str
 ) -> None:
     version = pushed(host, "bodies", adapter)
 
-    def after(found: Exchange) -> None:
-        if ("/manifests/" in found.path) != (what == "manifest"):
+    def after(exchange: Exchange) -> None:
+        if ("/manifests/" in exchange.path) != (document_kind == "manifest"):
             return
         if "endless" in lie:
-            found.endless, found.data = True, b"x" * (1 << 16)
-            found.answer["connection"] = "close"
-            found.answer["content-length"] = str(2**50) if "length" in lie else ""
-            if not found.answer["content-length"]:
-                del found.answer["content-length"]
+            exchange.endless, exchange.data = True, b"x" * (1 << 16)
+            exchange.answer["connection"] = "close"
+            exchange.answer["content-length"] = str(2**50) if "length" in lie else ""
+            if not exchange.answer["content-length"]:
+                del exchange.answer["content-length"]
         elif lie == "short":
-            found.data, found.answer["content-length"] = found.data[:-1], str(len(found.data))
-            found.cut = len(found.data)
+            exchange.data, exchange.answer["content-length"] = exchange.data[:-1], str(len(exchange.data))
+            exchange.cut = len(exchange.data)
         elif "redirected" in lie:
-            found.status, found.data, found.answer["content-length"] = 307, b"", "0"
-            found.answer["location"] = found.path if "ever" in lie else "file:///etc/passwd"
+            exchange.status, exchange.data, exchange.answer["content-length"] = 307, b"", "0"
+            exchange.answer["location"] = exchange.path if "ever" in lie else "file:///etc/passwd"
         else:
-            found.data = gzip.compress(found.data if lie == "compressed" else bytes(50_000_000))
-            found.answer.update({"content-encoding": "gzip", "content-length": str(len(found.data))})
+            exchange.data = gzip.compress(exchange.data if lie == "compressed" else bytes(50_000_000))
+            exchange.answer.update({"content-encoding": "gzip", "content-length": str(len(exchange.data))})
 
     proxy.after = after
     with remote(proxy.address, "bodies", pauses=()) as source, pytest.raises(AdapterhubError) as caught:
@@ -254,8 +254,8 @@ def test_a_dishonest_response_body_is_one_error_and_leaves_no_file(
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"tags": 3}', b'{"tags": {"a": 1}}', b"{" * 5000, b"\xff"])
 def test_a_malformed_tag_list_is_one_line(proxy: Proxy, body: bytes) -> None:
-    def before(found: Exchange) -> None:
-        found.status, found.data = 200, body
+    def before(exchange: Exchange) -> None:
+        exchange.status, exchange.data = 200, body
 
     proxy.before = before
     tags: list[str] = []
@@ -265,15 +265,15 @@ def test_a_malformed_tag_list_is_one_line(proxy: Proxy, body: bytes) -> None:
 
 
 def test_tags_come_page_by_page_and_never_for_ever(proxy: Proxy) -> None:
-    def before(found: Exchange) -> None:
-        page = int(found.path.partition("last=")[2] or 0)
-        found.status, found.data = 200, json.dumps({"tags": [f"t{min(page, 3)}", "../bad"]}).encode()
-        found.answer["link"] = f'</v2/faults/pages/tags/list?last={page + 1}>; rel="next"'
+    def before(exchange: Exchange) -> None:
+        page = int(exchange.path.partition("last=")[2] or 0)
+        exchange.status, exchange.data = 200, json.dumps({"tags": [f"t{min(page, 3)}", "../bad"]}).encode()
+        exchange.answer["link"] = f'</v2/faults/pages/tags/list?last={page + 1}>; rel="next"'
 
     proxy.before = before
     with remote(proxy.address, "pages") as source:
         assert source.tags() == ["t0", "t1", "t2", "t3"]
-    assert len(proxy.seen) == 5
+    assert len(proxy.exchanges) == 5
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_resumes(host: str, tmp_path: Path) -> None:
@@ -294,5 +294,5 @@ def test_a_full_disk_is_one_line_and_the_next_run_resumes(host: str, tmp_path: P
         assert not (tmp_path / "out").exists()
         with remote(proxy.address, "full") as source:
             download(source, "latest", tmp_path / "out")
-    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
-    assert asked == [None, f"bytes={2 * NOTE_INTERVAL}-"]
+    ranges = [exchange.headers.get("range") for exchange in proxy.exchanges if readme(version).digest in exchange.path]
+    assert ranges == [None, f"bytes={2 * NOTE_INTERVAL}-"]

@@ -42,9 +42,9 @@ MIB = 1 << 20
 KILLS = 6
 
 
-def remote(host: str, name: str, kept: Path | None = None, *, piece: int = MIB) -> OciRepository:
+def remote(host: str, name: str, notes_folder: Path | None = None, *, piece: int = MIB) -> OciRepository:
     return OciRepository(
-        OciAddress.parse(f"oci://{host}/moving/{name}"), pauses=(0.0,), piece=piece, largest=piece, uploads=kept
+        OciAddress.parse(f"oci://{host}/moving/{name}"), pauses=(0.0,), piece=piece, largest=piece, uploads=notes_folder
     )
 
 
@@ -89,10 +89,10 @@ class Later:
 
     def __init__(self, proxy: Proxy, seconds: float) -> None:
         self._proxy, self._seconds = proxy, seconds
-        self._began, self._seen = 0.0, len(proxy.seen)
+        self._began, self._seen_count = 0.0, len(proxy.exchanges)
 
     def __call__(self) -> bool:
-        if not self._began and len(self._proxy.seen) > self._seen:
+        if not self._began and len(self._proxy.exchanges) > self._seen_count:
             self._began = time.monotonic()
         return bool(self._began) and time.monotonic() > self._began + self._seconds
 
@@ -106,35 +106,37 @@ def test_a_pull_killed_6_times_receives_at_most_8_MiB_again_each_time(host: str,
         manifest = copy_version(AdapterFolder(folder), "latest", to, "latest").manifest
     big = max(manifest.layers, key=lambda layer: layer.size)
     part = tmp_path / f".out.pull-{manifest.digest[7:19]}" / f"{big.digest[7:]}.part"
-    had = []
+    partial_sizes = []
     with Proxy(host) as proxy:
         pull = Program(tmp_path, "pull", f"oci://{proxy.address}/moving/killed", "-o", "out", "--limit-rate", "60M")
         for _ in range(KILLS):
             goal = size_of(part) + dice.randrange(4 * MIB)
             assert pull.killed_when(lambda goal=goal: size_of(part) > goal)  # type: ignore[misc]
             assert not (tmp_path / "out").exists()
-            had.append(size_of(part))
+            partial_sizes.append(size_of(part))
         pull.run()
-    asked = [found.headers.get("range") for found in proxy.seen if big.digest in found.path]
-    starts = [int(text[6:-1]) if text else 0 for text in asked]
+    ranges = [exchange.headers.get("range") for exchange in proxy.exchanges if big.digest in exchange.path]
+    starts = [int(text[6:-1]) if text else 0 for text in ranges]
     assert len(starts) == KILLS + 1
-    assert all(start > size - NOTE_INTERVAL for start, size in zip(starts[1:], had, strict=True))
+    assert all(start > size - NOTE_INTERVAL for start, size in zip(starts[1:], partial_sizes, strict=True))
     assert (tmp_path / "out/README.md").read_bytes() == (folder / "README.md").read_bytes()
 
 
 def test_a_push_killed_6_times_resumes_where_the_registry_keeps_partial_uploads(tmp_path: Path) -> None:
-    folder, there, dice = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000), uploads.Uploads(), random.Random(2)
+    folder, upload_registry, dice = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000), uploads.Uploads(), random.Random(2)
     with Proxy() as proxy:
-        proxy.before = there.answer
+        proxy.before = upload_registry.answer
         address = f"oci://{proxy.address}/moving/killed"
         slow = Program(tmp_path, "push", "sql", address, "--limit-rate", "20M")
         for _ in range(KILLS):
             slow.killed_when(Later(proxy, dice.uniform(0, 0.2)))
         Program(tmp_path, "push", "sql", address).run()
-    assert there.manifests["latest"] == oci_manifest.build(folder).raw
+    assert upload_registry.manifests["latest"] == oci_manifest.build(folder).raw
     for layer in oci_manifest.build(folder).layers:
-        assert hashlib.sha256(there.blobs[layer.digest]).hexdigest() == layer.digest[7:]
-    assert 0 <= there.sent - sum(map(len, there.blobs.values())) <= PIECE  # the first piece of a file not yet hashed
+        assert hashlib.sha256(upload_registry.blobs[layer.digest]).hexdigest() == layer.digest[7:]
+    assert (
+        0 <= upload_registry.sent - sum(map(len, upload_registry.blobs.values())) <= PIECE
+    )  # the first piece of a file not yet hashed
     assert list((tmp_path / "xdg").rglob("*.json")) == []
 
 
@@ -144,14 +146,14 @@ def test_a_killed_push_to_docker_registry_sends_no_finished_blob_again(host: str
     with Proxy(host) as proxy:
         push = Program(tmp_path, "push", "sql", f"oci://{proxy.address}/moving/finished", "--jobs", "1", "--json")
 
-        def finished(found: Exchange) -> bool:
-            return found.method == "PUT" and "digest=" in found.path and found.status == 201
+        def finished(exchange: Exchange) -> bool:
+            return exchange.method == "PUT" and "digest=" in exchange.path and exchange.status == 201
 
-        assert push.killed_when(lambda: any(map(finished, list(proxy.seen))))
+        assert push.killed_when(lambda: any(map(finished, list(proxy.exchanges))))
         sent = json.loads(push.run().stdout)["sent"]
     assert sent < 2 * MIN_SENT_AHEAD
-    with remote(host, "finished") as there:
-        assert there.manifest("latest").digest == oci_manifest.build(folder).digest
+    with remote(host, "finished") as repository:
+        assert repository.manifest("latest").digest == oci_manifest.build(folder).digest
 
 
 # ---- gone on with
@@ -159,10 +161,10 @@ def test_a_killed_push_to_docker_registry_sends_no_finished_blob_again(host: str
 
 @pytest.fixture
 def fixed() -> Iterator[tuple[Proxy, uploads.Uploads]]:
-    there = uploads.Uploads()
+    upload_registry = uploads.Uploads()
     with Proxy() as proxy:
-        proxy.before = there.answer
-        yield proxy, there
+        proxy.before = upload_registry.answer
+        yield proxy, upload_registry
 
 
 # ---- several at once
@@ -172,12 +174,12 @@ def test_what_is_sent_while_it_is_hashed_has_the_right_digest(run: Run, host: st
     folder = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000)
     with Proxy(host) as proxy:
         document = json.loads(run("push", folder, f"oci://{proxy.address}/moving/ahead", "--json").stdout)
-        first = [found.method for found in proxy.seen if "/blobs/" in found.path][:3]
+        first = [exchange.method for exchange in proxy.exchanges if "/blobs/" in exchange.path][:3]
         assert first == ["POST", "PATCH", "PATCH"]
         assert (document["digest"], document["sent"] > document["size"] - 1) == (oci_manifest.build(folder).digest, True)
-        proxy.seen.clear()
+        proxy.exchanges.clear()
         again = json.loads(run("push", folder, f"oci://{proxy.address}/moving/ahead:two", "--json").stdout)
-        assert (again["sent"], [found for found in proxy.seen if found.method == "PATCH"]) == (0, [])
+        assert (again["sent"], [exchange for exchange in proxy.exchanges if exchange.method == "PATCH"]) == (0, [])
 
 
 def test_of_what_becomes_an_image_no_file_is_sent_by_itself(run: Run, host: str, tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_what_the_policy_refuses_is_not_sent_ahead(run: Run, host: str, tmp_path
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\n")
     with Proxy(host) as proxy:
         assert "rank 2 is over 1" in run("push", folder, f"oci://{proxy.address}/moving/refused", code=6).stderr
-        assert [found.method for found in proxy.seen if found.method not in ("GET", "HEAD")] == []
+        assert [exchange.method for exchange in proxy.exchanges if exchange.method not in ("GET", "HEAD")] == []
 
 
 def test_the_first_error_ends_the_others_and_keeps_what_they_have(host: str, tmp_path: Path) -> None:
@@ -203,13 +205,13 @@ def test_the_first_error_ends_the_others_and_keeps_what_they_have(host: str, tmp
     half = threading.Event()
     with Proxy(host) as proxy:
 
-        def after(found: Exchange) -> None:
-            if big.digest in found.path and not half.is_set():
-                found.cut, found.wait = 2 * MIB, threading.Event()  # says no more, and nobody wakes it
+        def after(exchange: Exchange) -> None:
+            if big.digest in exchange.path and not half.is_set():
+                exchange.cut, exchange.wait = 2 * MIB, threading.Event()  # says no more, and nobody wakes it
                 half.set()
-            if weights.digest in found.path:
+            if weights.digest in exchange.path:
                 half.wait(60)
-                found.data = b"x" * len(found.data)
+                exchange.data = b"x" * len(exchange.data)
 
         proxy.after = after
         with remote(proxy.address, "first") as source:
@@ -218,24 +220,24 @@ def test_the_first_error_ends_the_others_and_keeps_what_they_have(host: str, tmp
             assert not (tmp_path / "out").exists()
             proxy.after = lambda _: None
             download(source, "latest", tmp_path / "out")
-    asked = [found.headers.get("range") for found in proxy.seen if big.digest in found.path]
-    assert asked[0] is None
+    ranges = [exchange.headers.get("range") for exchange in proxy.exchanges if big.digest in exchange.path]
+    assert ranges[0] is None
     assert (tmp_path / "out/README.md").read_bytes() == (folder / "README.md").read_bytes()
 
 
 def test_who_interrupts_need_not_wait_as_long_as_a_server_asks(tmp_path: Path, fixed: tuple[Proxy, uploads.Uploads]) -> None:
-    proxy, there = fixed
+    proxy, upload_registry = fixed
     write_adapter(tmp_path / "sql")
 
-    def before(found: Exchange) -> None:
-        there.answer(found)
-        if found.method == "POST":
-            found.status, found.answer = 429, {"retry-after": "100"}
+    def before(exchange: Exchange) -> None:
+        upload_registry.answer(exchange)
+        if exchange.method == "POST":
+            exchange.status, exchange.answer = 429, {"retry-after": "100"}
 
     proxy.before = before
     program = Program(tmp_path, "push", "sql", f"oci://{proxy.address}/moving/wait")
     process = program.start()
-    while not any(found.method == "POST" for found in list(proxy.seen)):
+    while not any(exchange.method == "POST" for exchange in list(proxy.exchanges)):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
@@ -245,13 +247,13 @@ class Waiting:
     """A place with something to wait for."""
 
     def __init__(self) -> None:
-        self.begun, self.ended = threading.Event(), threading.Event()
+        self.started, self.ended = threading.Event(), threading.Event()
 
     def stop(self, *, on: bool) -> None:
         (self.ended.set if on else self.ended.clear)()
 
     def work(self, _blob: Descriptor) -> bool:
-        self.begun.set()
+        self.started.set()
         return self.ended.wait(60)
 
 
@@ -264,7 +266,7 @@ class Interrupted(list[Descriptor]):
 
     def __iter__(self) -> Iterator[Descriptor]:
         yield self[0]
-        assert self._place.begun.wait(60)
+        assert self._place.started.wait(60)
         raise KeyboardInterrupt
 
 
@@ -287,13 +289,13 @@ def test_a_place_waits_again_after_a_signal_once_it_is_used_again() -> None:
 def test_progress_never_goes_back_and_ends_at_the_end(host: str, tmp_path: Path) -> None:
     folder = write_large(tmp_path / "sql", 5 * MIB)
     for job in (1, 4):
-        seen: list[tuple[int, int]] = []
+        reports: list[tuple[int, int]] = []
         with remote(host, f"progress-{job}") as to:
-            copy_version(AdapterFolder(folder), "latest", to, "latest", lambda *pair: seen.append(pair), jobs=job)  # noqa: B023
-            download(to, "latest", tmp_path / f"out-{job}", lambda *pair: seen.append(pair), jobs=job)  # noqa: B023
-        halves = [n for n in range(1, len(seen)) if seen[n][1] != seen[n - 1][1]]
-        for part in (seen[: halves[0]], seen[halves[0] :]):
-            assert [done for done, _ in part] == sorted(done for done, _ in part)
+            copy_version(AdapterFolder(folder), "latest", to, "latest", lambda *pair: reports.append(pair), jobs=job)  # noqa: B023
+            download(to, "latest", tmp_path / f"out-{job}", lambda *pair: reports.append(pair), jobs=job)  # noqa: B023
+        halves = [n for n in range(1, len(reports)) if reports[n][1] != reports[n - 1][1]]
+        for part in (reports[: halves[0]], reports[halves[0] :]):
+            assert [bytes_done for bytes_done, _ in part] == sorted(bytes_done for bytes_done, _ in part)
             assert part[-1][0] == part[-1][1]
             assert len(part) > 5
 
@@ -306,15 +308,15 @@ def test_a_pace_asks_for_as_much_time_as_its_rate_takes() -> None:
 
 def test_what_is_not_wanted_any_more_is_not_begun(host: str) -> None:
     blobs = [Descriptor("", f"sha256:{n:064}", 1) for n in range(50)]
-    begun_: list[str] = []
+    started_digests: list[str] = []
 
     def work(blob: Descriptor) -> None:
-        begun_.append(blob.digest)
+        started_digests.append(blob.digest)
         raise NotFoundError("here", "no")
 
     with pytest.raises(NotFoundError):
         Transfer(blobs, None, 2).run_all(work, blobs)
-    assert len(begun_) < 50
+    assert len(started_digests) < 50
 
 
 # ---- told of
@@ -342,12 +344,12 @@ def test_a_terminal_sees_bytes_speed_and_time_left_unless_it_is_to_be_quiet(host
     command = [sys.executable, "-m", "adapterhub", *words, *(["-q"] if quiet else [])]
     subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": PATH}, stderr=theirs, stdout=-3, check=True)
     os.close(theirs)
-    seen = b""
+    output = b""
     with contextlib.suppress(OSError):  # how a terminal ends
         while piece := os.read(ours, 1 << 16):
-            seen += piece
+            output += piece
     os.close(ours)
-    text = seen.decode()
+    text = output.decode()
     assert (not text) if quiet else ("MB/s" in text and " left" in text and "/2.0 MB" in text)
 
 
@@ -365,10 +367,10 @@ def test_a_pull_of_existing_files_sends_one_request_and_reports_it(run: Run, hos
     with Proxy(host) as proxy:
         words = ("pull", f"oci://{proxy.address}/moving/there", "-o", "out")
         run(*words)
-        proxy.seen.clear()
+        proxy.exchanges.clear()
         result = run(*words)
         assert result.stdout.startswith("already there: ")
-        assert [found.method for found in proxy.seen] == ["GET"]
+        assert [exchange.method for exchange in proxy.exchanges] == ["GET"]
         assert json.loads(run(*words, "--json").stdout)["new"] is False
         for change in ("README.md", "more.txt", "adapter.json"):
             path = tmp_path / "out" / change
@@ -391,10 +393,10 @@ def test_what_others_made_without_a_manifest_is_there_with_the_one_that_follows(
         for blob in (*plain.layers, plain.config):
             to.put_blob(blob, source)
         to.put_manifest(plain, "latest")
-        found: list[bool] = []
+        unchanged: list[bool] = []
         for _ in range(2):
-            download(to, "latest", tmp_path / "out", on_unchanged=lambda: found.append(True))
-        assert found == [True]
+            download(to, "latest", tmp_path / "out", on_unchanged=lambda: unchanged.append(True))
+        assert unchanged == [True]
         (tmp_path / "out/adapter.json").write_text("{}")
         with pytest.raises(OutputExistsError):
             download(to, "latest", tmp_path / "out")

@@ -57,16 +57,18 @@ SOURCES = [*TARGETS, "folder"]
 class Packed(LocalName):
     """One name of a registry whose owner packs after every version, however little that gains."""
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> PutResult:
-        done = super().put_manifest(made, tag)
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> PutResult:
+        result = super().put_manifest(manifest, tag)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(compress, "_MIN_SAVING", -(10**9))
             patch.setattr(compress, "_MAX_SHARE", 10**9)
             compress.pack(self.registry)
         assert all(
-            not self.registry.store.blob_path(layer.digest).exists() for layer in made.layers if layer != made.adapter_json
+            not self.registry.store.blob_path(layer.digest).exists()
+            for layer in manifest.layers
+            if layer != manifest.adapter_json
         )
-        return done
+        return result
 
 
 class Places:
@@ -137,14 +139,14 @@ class Bytes:
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.asked = 0
+        self.request_count = 0
 
     def manifest(self, reference: str) -> Manifest:
         raise NotFoundError(self.location, reference)
 
     @contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        self.asked += 1
+        self.request_count += 1
         yield io.BytesIO(self.data[start:])
 
     def tags(self) -> list[str]:
@@ -159,11 +161,11 @@ def blob_of(data: bytes) -> Descriptor:
 
 
 def read(source: Source, blob: Descriptor, start: int = 0) -> bytes:
-    buffer, found = memoryview(bytearray(50)), b""
+    buffer, data = memoryview(bytearray(50)), b""
     with source.open_blob(blob, start) as reader:
         while n := reader.readinto(buffer):
-            found += bytes(buffer[:n])
-    return found
+            data += bytes(buffer[:n])
+    return data
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -263,8 +265,8 @@ def test_wrong_bytes_leave_nothing_behind(places: Places, kind: str, wrong: byte
 def test_a_manifest_without_its_blobs_is_refused(places: Places, adapter: Path, kind: str) -> None:
     place, source = places.target(kind), AdapterFolder(adapter)
     manifest = source.manifest("latest")
-    missing, *others = distinct_blobs(manifest)
-    for blob in others:
+    missing, *other_blobs = distinct_blobs(manifest)
+    for blob in other_blobs:
         place.put_blob(blob, source)
     with pytest.raises(AdapterhubError) as error:
         place.put_manifest(manifest, "latest")
@@ -342,14 +344,14 @@ def test_every_version_keeps_its_number(places: Places, adapter: Path, kind: str
 def test_a_target_distinguishes_new_versions_from_moved_tags(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
     place = places.target(kind)
 
-    def put(folder: Path, tag: str) -> tuple[bool, bool]:
-        done = copy_version(AdapterFolder(folder), "latest", place, tag).put_result
-        return done.new, done.moved
+    def push_result(folder: Path, tag: str) -> tuple[bool, bool]:
+        result = copy_version(AdapterFolder(folder), "latest", place, tag).put_result
+        return result.new, result.moved
 
-    assert put(adapter, "prod") == (True, True)
-    assert put(adapter, "prod") == (False, False)
-    assert put(adapter, "test") == (False, True)
-    assert put(write_adapter(tmp_path / "other", 1), "test") == (True, True)
+    assert push_result(adapter, "prod") == (True, True)
+    assert push_result(adapter, "prod") == (False, False)
+    assert push_result(adapter, "test") == (False, True)
+    assert push_result(write_adapter(tmp_path / "other", 1), "test") == (True, True)
 
 
 @pytest.mark.parametrize("to", TARGETS)
@@ -358,12 +360,12 @@ def test_a_copy_has_the_same_digest_and_the_same_bytes(places: Places, adapter: 
     source, target = places.source(kind, adapter), places.target(to)
     copied = copy_version(source, "latest", target, "prod")
     assert copied.manifest.digest == oci_manifest.build(adapter).digest == target.manifest("prod").digest
-    there = {  # both are in one registry, or on one hub, which has files by their digests in one place if they are large
+    shared_blobs = {  # both are in one registry, or on one hub, which has files by their digests in one place if they are large
         ("oci", "oci"): distinct_blobs(copied.manifest),
         ("our hub", "our hub"): distinct_blobs(copied.manifest),
         ("hf", "hf"): [layer for layer in copied.manifest.layers if layer.path.endswith(".safetensors")],
     }.get((kind, to), [])
-    assert copied.sent == sum(blob.size for blob in distinct_blobs(copied.manifest) if blob not in there)
+    assert copied.sent == sum(blob.size for blob in distinct_blobs(copied.manifest) if blob not in shared_blobs)
     for layer in target.manifest("prod").layers:
         if layer.path != ADAPTER_JSON:
             assert read(target, layer) == (adapter / layer.path).read_bytes()
@@ -374,19 +376,19 @@ def test_what_is_there_is_not_sent_again(places: Places, adapter: Path, kind: st
     target = places.target(kind)
     first = copy_version(AdapterFolder(adapter), "latest", target, "one")
     assert copy_version(AdapterFolder(adapter), "latest", target, "two").sent == 0
-    other = write_adapter(tmp_path / "other")  # the same weights, another README
-    (other / "README.md").write_text("# Another\n")
-    sent = copy_version(AdapterFolder(other), "latest", target, "three").sent
+    other_folder = write_adapter(tmp_path / "other")  # the same weights, another README
+    (other_folder / "README.md").write_text("# Another\n")
+    sent = copy_version(AdapterFolder(other_folder), "latest", target, "three").sent
     weights = next(layer.size for layer in first.manifest.layers if layer.path.endswith(".safetensors"))
     assert 0 < sent < first.sent - weights + 100
 
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_copy_reports_its_progress(places: Places, adapter: Path, kind: str) -> None:
-    seen: list[tuple[int, int]] = []
-    copied = copy_version(AdapterFolder(adapter), "latest", places.target(kind), None, lambda *pair: seen.append(pair))
-    assert seen[-1] == (copied.sent, copied.sent)
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    reports: list[tuple[int, int]] = []
+    copied = copy_version(AdapterFolder(adapter), "latest", places.target(kind), None, lambda *pair: reports.append(pair))
+    assert reports[-1] == (copied.sent, copied.sent)
+    assert [bytes_done for bytes_done, _ in reports] == sorted(bytes_done for bytes_done, _ in reports)
 
 
 def test_the_local_registry_refuses_a_manifest_of_other_files(places: Places, adapter: Path) -> None:

@@ -37,23 +37,23 @@ def scan(tmp_path: Path) -> Path:
 @pytest.fixture
 def listing(host: str) -> Iterator[Proxy]:
     """A registry that knows what is about what: docker-registry, and in front of it the API that it lacks."""
-    known: dict[str, list[dict[str, Any]]] = {}
+    entries_by_subject: dict[str, list[dict[str, Any]]] = {}
 
-    def before(found: Exchange) -> None:
-        if "/referrers/" in found.path:
-            entries = known.get(found.path.rpartition("/")[2], [])
-            found.status, found.answer = 200, {"content-type": INDEX}
-            found.data = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
+    def before(exchange: Exchange) -> None:
+        if "/referrers/" in exchange.path:
+            entries = entries_by_subject.get(exchange.path.rpartition("/")[2], [])
+            exchange.status, exchange.answer = 200, {"content-type": INDEX}
+            exchange.data = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
 
-    def after(found: Exchange) -> None:
-        if found.method == "PUT" and "/manifests/" in found.path and found.status == 201:
-            document = json.loads(found.body)
+    def after(exchange: Exchange) -> None:
+        if exchange.method == "PUT" and "/manifests/" in exchange.path and exchange.status == 201:
+            document = json.loads(exchange.body)
             if subject := document.get("subject"):
-                digest = "sha256:" + hashlib.sha256(found.body).hexdigest()
-                entry = {"mediaType": document["mediaType"], "digest": digest, "size": len(found.body)}
+                digest = "sha256:" + hashlib.sha256(exchange.body).hexdigest()
+                entry = {"mediaType": document["mediaType"], "digest": digest, "size": len(exchange.body)}
                 entry["artifactType"] = document.get("artifactType")
-                known.setdefault(subject["digest"], []).append(entry)
-                found.answer["oci-subject"] = subject["digest"]
+                entries_by_subject.setdefault(subject["digest"], []).append(entry)
+                exchange.answer["oci-subject"] = subject["digest"]
 
     with Proxy(host) as running:
         running.before, running.after = before, after
@@ -69,62 +69,65 @@ def address(request: pytest.FixtureRequest, make: Make, run: Run) -> str:
     name = f"attached/n{hashlib.sha256(str(request.node.nodeid).encode()).hexdigest()[:12]}:v1"
     kinds["oci"] = lambda: f"oci://{request.getfixturevalue('host')}/{name}"
     kinds["api"] = lambda: f"oci://{request.getfixturevalue('listing').address}/{name}"
-    found = kinds[request.param]()
-    run("push", make(), found)
-    return found
+    location = kinds[request.param]()
+    run("push", make(), location)
+    return location
 
 
-def said(run: Run, *words: object) -> Any:
+def run_json(run: Run, *words: object) -> Any:
     return json.loads(run(*words, "--json").stdout)
 
 
 def test_what_was_attached_is_listed_and_comes_back(address: str, scan: Path, run: Run, tmp_path: Path) -> None:
-    assert said(run, "attach", address, "--list")["attached"] == []
+    assert run_json(run, "attach", address, "--list")["attached"] == []
     (tmp_path / "notes.md").write_text("fine\n")
-    first = said(run, "attach", address, scan, "notes.md", "--type", SCAN)
-    assert said(run, "attach", address, "notes.md", scan, "--type", SCAN)["digest"] == first["digest"]  # in any order
+    first = run_json(run, "attach", address, scan, "notes.md", "--type", SCAN)
+    assert run_json(run, "attach", address, "notes.md", scan, "--type", SCAN)["digest"] == first["digest"]  # in any order
     (tmp_path / "model.sig").write_bytes(bytes(range(256)))
-    second = said(run, "attach", address, "model.sig", "--type", SIGNATURE)
-    found = said(run, "attach", address, "--list")
-    assert [(each["type"], each["digest"]) for each in found["attached"]] == [
+    second = run_json(run, "attach", address, "model.sig", "--type", SIGNATURE)
+    document = run_json(run, "attach", address, "--list")
+    assert [(entry["type"], entry["digest"]) for entry in document["attached"]] == [
         (SCAN, first["digest"]),
         (SIGNATURE, second["digest"]),
     ]
-    assert found["subject"] == oci_manifest.build(tmp_path / "adapter").digest
+    assert document["subject"] == oci_manifest.build(tmp_path / "adapter").digest
     assert SIGNATURE in run("attach", address, "--list").stdout
-    assert len(said(run, "attach", address, "--list", "--type", SCAN)["attached"]) == 1
-    assert said(run, "attach", address, "--list", "--type", SCAN, "-o", "out")["files"] == ["notes.md", "scan.json"]
+    assert len(run_json(run, "attach", address, "--list", "--type", SCAN)["attached"]) == 1
+    assert run_json(run, "attach", address, "--list", "--type", SCAN, "-o", "out")["files"] == ["notes.md", "scan.json"]
     assert (tmp_path / "out/scan.json").read_bytes() == scan.read_bytes()
     run("attach", address, "--list", "--type", SIGNATURE, "-o", "sig")
     assert (tmp_path / "sig/model.sig").read_bytes() == bytes(range(256))
-    third = said(run, "attach", address, "notes.md", "--type", SCAN)
-    folders = {each: each.removeprefix("sha256:")[:16] for each in (first["digest"], third["digest"])}
+    third = run_json(run, "attach", address, "notes.md", "--type", SCAN)
+    folders = {
+        attachment_digest: attachment_digest.removeprefix("sha256:")[:16]
+        for attachment_digest in (first["digest"], third["digest"])
+    }
     files = [
         f"{folders[first['digest']]}/notes.md",
         f"{folders[first['digest']]}/scan.json",
         f"{folders[third['digest']]}/notes.md",
     ]
-    assert sorted(said(run, "attach", address, "--list", "--type", SCAN, "-o", "both")["files"]) == sorted(files)
+    assert sorted(run_json(run, "attach", address, "--list", "--type", SCAN, "-o", "both")["files"]) == sorted(files)
     assert (tmp_path / "both" / files[2]).read_bytes() == (tmp_path / "notes.md").read_bytes()
     error = run("attach", address, "--list", "--type", "a/b", "-o", "none", code=3).stderr
     assert f"has no attachment of type a/b. `adapterhub attach {address} --list` lists those of other types" in error
-    digest = said(run, "pull", address, "-o", "again")["digest"]
-    assert digest == found["subject"]  # the version is what it was
+    digest = run_json(run, "pull", address, "-o", "again")["digest"]
+    assert digest == document["subject"]  # the version is what it was
 
 
 def test_a_copy_takes_along_what_is_attached_and_what_is_attached_to_that(address: str, scan: Path, run: Run) -> None:
-    first = said(run, "attach", address, scan, "--type", SCAN)
-    there = address.rpartition(":")[0] + f"@{first['digest']}"
-    second = said(run, "attach", there, scan, "--type", SIGNATURE)
+    first = run_json(run, "attach", address, scan, "--type", SCAN)
+    attachment_address = address.rpartition(":")[0] + f"@{first['digest']}"
+    second = run_json(run, "attach", attachment_address, scan, "--type", SIGNATURE)
     for target in ("oci:copied:v1", "oci-archive:copied.tar:v1"):
         assert "2 attachments copied" in run("copy", address, target, "--referrers").stderr
-        assert [each["digest"] for each in said(run, "attach", target, "--list")["attached"]] == [first["digest"]]
+        assert [entry["digest"] for entry in run_json(run, "attach", target, "--list")["attached"]] == [first["digest"]]
         about = target.rpartition(":")[0] + f"@{first['digest']}"
-        assert [each["digest"] for each in said(run, "attach", about, "--list")["attached"]] == [second["digest"]]
+        assert [entry["digest"] for entry in run_json(run, "attach", about, "--list")["attached"]] == [second["digest"]]
     assert "2 attachments copied" in run("copy", "oci:copied:v1", address, "--referrers").stderr
-    assert len(said(run, "attach", address, "--list")["attached"]) == 1
+    assert len(run_json(run, "attach", address, "--list")["attached"]) == 1
     run("copy", address, "oci:plain:v1")
-    assert said(run, "attach", "oci:plain:v1", "--list")["attached"] == []
+    assert run_json(run, "attach", "oci:plain:v1", "--list")["attached"] == []
 
 
 def test_words_that_cannot_be_meant(make: Make, scan: Path, run: Run) -> None:
@@ -135,7 +138,7 @@ def test_words_that_cannot_be_meant(make: Make, scan: Path, run: Run) -> None:
     run("attach", "oci:x:v9", scan, "--type", SCAN, code=3)
     run("attach", "oci:x:v1", "nothing.json", "--type", SCAN, code=3)
     run("attach", "oci:x:v1", scan, scan, "--type", SCAN, code=6)
-    assert said(run, "attach", "oci:x:v1", "--list")["attached"] == []
+    assert run_json(run, "attach", "oci:x:v1", "--list")["attached"] == []
 
 
 @pytest.mark.peer
@@ -144,7 +147,7 @@ def test_oras_discovers_what_we_attached_and_we_what_oras_did(address: str, scan
     local = not address.startswith("oci://")
     place = address.partition("//" if not local else ":")[2]
     flags = ["--oci-layout"] if local else ["--plain-http"]
-    ours = said(run, "attach", address, scan, "--type", SCAN)
+    ours = run_json(run, "attach", address, scan, "--type", SCAN)
     assert ours["digest"] in call(oras, "discover", *flags, place, cwd=tmp_path)
     call(oras, "pull", *flags, f"{place.rpartition(':')[0]}@{ours['digest']}", "-o", "by-oras", cwd=tmp_path)
     assert (tmp_path / "by-oras/scan.json").read_bytes() == scan.read_bytes()
@@ -152,11 +155,11 @@ def test_oras_discovers_what_we_attached_and_we_what_oras_did(address: str, scan
         return  # oras reads tars and doesn't write them
     (tmp_path / "hi.txt").write_text("hi")
     call(oras, "attach", *flags, "--artifact-type", SIGNATURE, place, "hi.txt", cwd=tmp_path)
-    found = said(run, "attach", address, "--list")["attached"]
-    assert [each["type"] for each in found] == [SCAN, SIGNATURE]
+    attachments = run_json(run, "attach", address, "--list")["attached"]
+    assert [entry["type"] for entry in attachments] == [SCAN, SIGNATURE]
     run("attach", address, "--list", "--type", SIGNATURE, "-o", "out")
     assert (tmp_path / "out/hi.txt").read_text() == "hi"
-    theirs = next(each["digest"] for each in found if each["type"] == SIGNATURE)
+    theirs = next(entry["digest"] for entry in attachments if entry["type"] == SIGNATURE)
     call(oras, "attach", *flags, "--artifact-type", "a/b", f"{place.rpartition(':')[0]}@{theirs}", "hi.txt", cwd=tmp_path)
     assert "3 attachments copied" in run("copy", address, "oci:copied:v1", "--referrers").stderr
     tree = call(oras, "discover", "--oci-layout", "copied:v1", cwd=tmp_path)
@@ -200,18 +203,18 @@ def test_a_dishonest_attachment_is_refused(
     make: Make, tmp_path: Path, change: Any, error: type[Exception], message: str
 ) -> None:
     layout, digest = attached_layout(make(), tmp_path / "x", change)
-    (found,) = referrers.referrers(layout, digest)
+    (attachment,) = referrers.referrers(layout, digest)
     with pytest.raises(error, match=message):
-        referrers.fetch_files(layout, found, tmp_path / "out")
+        referrers.fetch_files(layout, attachment, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_attachment_without_files_has_nothing_to_write(make: Make, tmp_path: Path) -> None:
     layout, digest = attached_layout(make(), tmp_path / "x", lambda it: it)
-    (found,) = referrers.referrers(layout, digest)
+    (attachment,) = referrers.referrers(layout, digest)
     with pytest.raises(NotFoundError) as error:
-        referrers.fetch_files(layout, found, tmp_path / "out")
-    assert str(error.value) == f"{layout.location}@{found.digest}: the attachment has no files with a name"
+        referrers.fetch_files(layout, attachment, tmp_path / "out")
+    assert str(error.value) == f"{layout.location}@{attachment.digest}: the attachment has no files with a name"
     assert not (tmp_path / "out").exists()
 
 
@@ -243,16 +246,16 @@ def test_an_index_that_another_wrote_over_ours_is_renewed_with_both(make: Make, 
     with Proxy(host) as proxy, OciRepository(OciAddress.parse(f"oci://{proxy.address}/attached/race")) as place:
         manifest = copy_version(AdapterFolder(make()), "latest", place, "v1").manifest
         tag = manifest.digest.replace(":", "-")
-        with OciRepository(OciAddress.parse(f"oci://{host}/attached/race")) as other:
-            theirs = referrers.attach_files(other, manifest, SIGNATURE, [scan])
-            index = other.read_document(tag)
+        with OciRepository(OciAddress.parse(f"oci://{host}/attached/race")) as other_repository:
+            theirs = referrers.attach_files(other_repository, manifest, SIGNATURE, [scan])
+            index = other_repository.read_document(tag)
             writes = []
 
-            def after(found: Exchange) -> None:
-                if found.method == "PUT" and found.path.endswith(tag):
-                    writes.append(found.path)
+            def after(exchange: Exchange) -> None:
+                if exchange.method == "PUT" and exchange.path.endswith(tag):
+                    writes.append(exchange.path)
                     if len(writes) == 1:  # another had read the index before this, and puts what it made of it
-                        other.put_document(index, "sha256:" + hashlib.sha256(index).hexdigest(), tag)
+                        other_repository.put_document(index, "sha256:" + hashlib.sha256(index).hexdigest(), tag)
 
             proxy.after = after
             ours = referrers.attach_files(place, manifest, SCAN, [scan])

@@ -40,20 +40,20 @@ class World:
         self.valid = "token-1"
         self.registry.before, self.tokens.before, self.storage.before = self._registry, self._token, self._blob
 
-    def _registry(self, found: Exchange) -> None:
-        if found.headers.get("authorization") != f"Bearer {self.valid}":
+    def _registry(self, exchange: Exchange) -> None:
+        if exchange.headers.get("authorization") != f"Bearer {self.valid}":
             realm = f'Bearer realm="http://{self.tokens.address}/token",service="reg,istry",scope="repository:team/sql:pull"'
-            found.status, found.answer = 401, {"www-authenticate": realm}
+            exchange.status, exchange.answer = 401, {"www-authenticate": realm}
         else:
-            found.status, found.answer = 307, {"location": f"http://{self.storage.address}/somewhere?signature=s3cr3t"}
+            exchange.status, exchange.answer = 307, {"location": f"http://{self.storage.address}/somewhere?signature=s3cr3t"}
 
-    def _token(self, found: Exchange) -> None:
-        form = parse_qs(found.body.decode())
-        right = found.headers.get("authorization") == BASIC or form.get("refresh_token") == ["identity-1"]
-        found.status, found.data = (200, json.dumps({"token": self.valid}).encode()) if right else (401, b"")
+    def _token(self, exchange: Exchange) -> None:
+        form = parse_qs(exchange.body.decode())
+        right = exchange.headers.get("authorization") == BASIC or form.get("refresh_token") == ["identity-1"]
+        exchange.status, exchange.data = (200, json.dumps({"token": self.valid}).encode()) if right else (401, b"")
 
-    def _blob(self, found: Exchange) -> None:
-        found.status, found.data = 200, b"abc"
+    def _blob(self, exchange: Exchange) -> None:
+        exchange.status, exchange.data = 200, b"abc"
 
     def open(self, config: Path | None) -> OciRepository:
         return OciRepository(OciAddress.parse(f"oci://{self.registry.address}/team/sql"), config, pauses=())
@@ -78,9 +78,11 @@ def test_a_token_is_fetched_with_the_password_and_goes_to_the_registry_alone(
     with world.open(config(tmp_path, world.registry.address)) as source:
         assert read(source) == b"abc"
         assert read(source) == b"abc"
-    assert [found.path for found in world.tokens.seen] == ["/token?service=reg%2Cistry&scope=repository%3Ateam%2Fsql%3Apull"]
-    assert [found.headers.get("authorization") for found in world.registry.seen] == [None, *["Bearer token-1"] * 2]
-    assert [found.headers.get("authorization") for found in world.storage.seen] == [None, None]
+    assert [exchange.path for exchange in world.tokens.exchanges] == [
+        "/token?service=reg%2Cistry&scope=repository%3Ateam%2Fsql%3Apull"
+    ]
+    assert [exchange.headers.get("authorization") for exchange in world.registry.exchanges] == [None, *["Bearer token-1"] * 2]
+    assert [exchange.headers.get("authorization") for exchange in world.storage.exchanges] == [None, None]
 
 
 def test_an_expired_token_is_fetched_again(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
@@ -89,28 +91,28 @@ def test_an_expired_token_is_fetched_again(servers: tuple[Proxy, Proxy, Proxy], 
         read(source)
         world.valid = "token-2"
         assert read(source) == b"abc"
-    assert len(world.tokens.seen) == 2
+    assert len(world.tokens.exchanges) == 2
 
 
 def test_an_identity_token_is_exchanged(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
     world = World(servers)
     with world.open(config(tmp_path, world.registry.address, identitytoken="identity-1")) as source:
         assert read(source) == b"abc"
-    form = parse_qs(world.tokens.seen[0].body.decode())
+    form = parse_qs(world.tokens.exchanges[0].body.decode())
     assert (form["grant_type"], form["scope"]) == (["refresh_token"], ["repository:team/sql:pull"])
 
 
 def test_storage_that_asks_for_a_password_receives_none(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
     world = World(servers)
 
-    def wants(found: Exchange) -> None:
-        found.status, found.answer = 401, {"www-authenticate": 'Basic realm="give"'}
+    def wants(exchange: Exchange) -> None:
+        exchange.status, exchange.answer = 401, {"www-authenticate": 'Basic realm="give"'}
 
     world.storage.before = wants
     with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(DeniedError) as caught:
         read(source)
     assert "s3cr3t" not in str(caught.value)
-    assert [found.headers.get("authorization") for found in world.storage.seen] == [None]
+    assert [exchange.headers.get("authorization") for exchange in world.storage.exchanges] == [None]
 
 
 def test_a_token_service_that_redirects_does_not_take_the_password_along(
@@ -118,24 +120,24 @@ def test_a_token_service_that_redirects_does_not_take_the_password_along(
 ) -> None:
     world = World(servers)
 
-    def away(found: Exchange) -> None:
-        found.status, found.answer = 302, {"location": f"http://{world.storage.address}/token"}
+    def away(exchange: Exchange) -> None:
+        exchange.status, exchange.answer = 302, {"location": f"http://{world.storage.address}/token"}
 
     world.tokens.before = away
     with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError, match="HTTP 302"):
         read(source)
-    assert world.storage.seen == []
+    assert world.storage.exchanges == []
 
 
 def test_no_error_repeats_a_secret_from_a_server(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
     world = World(servers)
     ask = world.registry.before
 
-    def echo(found: Exchange) -> None:
-        ask(found)
-        if found.status == 307:
-            said = f"{found.headers['authorization']} {PASSWORD}"
-            found.status, found.data = 400, json.dumps({"errors": [{"code": "NO", "message": said}]}).encode()
+    def echo(exchange: Exchange) -> None:
+        ask(exchange)
+        if exchange.status == 307:
+            message = f"{exchange.headers['authorization']} {PASSWORD}"
+            exchange.status, exchange.data = 400, json.dumps({"errors": [{"code": "NO", "message": message}]}).encode()
 
     world.registry.before = echo
     with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError) as caught:
@@ -148,8 +150,8 @@ def test_no_error_repeats_a_secret_from_a_server(servers: tuple[Proxy, Proxy, Pr
 def test_a_malformed_token_is_one_line(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path, body: bytes) -> None:
     world = World(servers)
 
-    def nonsense(found: Exchange) -> None:
-        found.status, found.data = 200, body
+    def nonsense(exchange: Exchange) -> None:
+        exchange.status, exchange.data = 200, body
 
     world.tokens.before = nonsense
     with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError) as error:
@@ -175,7 +177,7 @@ def test_no_password_goes_to_a_token_service_elsewhere_over_plain_http() -> None
 
 def test_404_is_reported_as_not_found(servers: tuple[Proxy, Proxy, Proxy]) -> None:
     registry = servers[0]
-    registry.before = lambda found: setattr(found, "status", 404)
+    registry.before = lambda exchange: setattr(exchange, "status", 404)
     with OciRepository(OciAddress.parse(f"oci://{registry.address}/team/sql")) as source:
         for call in (lambda: source.manifest("latest"), source.tags, lambda: read(source)):
             with pytest.raises(NotFoundError):

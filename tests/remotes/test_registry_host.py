@@ -13,9 +13,9 @@ from tests.support.proxy import Exchange, Proxy
 def test_a_registry_that_does_not_tell_its_names_is_one_line(run: Run, host: str) -> None:
     with Proxy(host) as server:
 
-        def closed(found: Exchange) -> None:
-            if "_catalog" in found.path:
-                found.status = 404
+        def closed(exchange: Exchange) -> None:
+            if "_catalog" in exchange.path:
+                exchange.status = 404
 
         server.before = closed
         run("remote", "add", "team", f"oci://{server.address}")
@@ -25,13 +25,13 @@ def test_a_registry_that_does_not_tell_its_names_is_one_line(run: Run, host: str
 def test_names_come_page_by_page_and_only_below_the_url(host: str) -> None:
     with Proxy() as server:
 
-        def pages(found: Exchange) -> None:
-            last = found.path.rpartition("last=")[2] if "last=" in found.path else ""
+        def pages(exchange: Exchange) -> None:
+            last = exchange.path.rpartition("last=")[2] if "last=" in exchange.path else ""
             names = {"": ["a/x", "a/y"], "a/y": ["b/z"]}[last]
-            found.status, found.data = 200, json.dumps({"repositories": names}).encode()
+            exchange.status, exchange.data = 200, json.dumps({"repositories": names}).encode()
             if not last:
-                found.answer = {"link": '</v2/_catalog?n=2&last=a/y>; rel="next"'}
+                exchange.answer = {"link": '</v2/_catalog?n=2&last=a/y>; rel="next"'}
 
         server.before = pages
-        with RegistryHost(OciAddress.parse(f"oci://{server.address}/x"), lambda: None) as found:
-            assert found.names() == ["a/x", "a/y", "b/z"]
+        with RegistryHost(OciAddress.parse(f"oci://{server.address}/x"), lambda: None) as registry_host:
+            assert registry_host.names() == ["a/x", "a/y", "b/z"]

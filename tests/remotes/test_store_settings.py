@@ -38,11 +38,11 @@ def test_a_store_on_this_machine_is_reached_without_the_proxy(run: Run, moto: Se
         address = f"s3://{moto.bucket()}/team/sql"
         run("push", write_adapter(tmp_path / "sql"), address, env=env)
         run("pull", address, "-o", "out", env=env)
-        assert proxy.seen == []
+        assert proxy.requests == []
 
 
 @pytest.mark.parametrize(
-    ("address", "env", "said"),
+    ("address", "env", "message"),
     [
         ("s3://bucket/team/sql", {"AWS_ENDPOINT_URL": "http://example.invalid"},
          "http://example.invalid is plain HTTP, which is refused. Use https, or set AWS_ALLOW_HTTP=true"),
@@ -52,10 +52,10 @@ def test_a_store_on_this_machine_is_reached_without_the_proxy(run: Run, moto: Se
         ("gs://bucket/team/sql", {"GOOGLE_SERVICE_ACCOUNT_KEY": f"{{{SECRET}"}, "GOOGLE_APPLICATION_CREDENTIALS"),
     ],
 )  # fmt: skip
-def test_unusable_settings_are_reported_without_a_secret(address: str, env: dict[str, str], said: str, run: Run) -> None:
+def test_unusable_settings_are_reported_without_a_secret(address: str, env: dict[str, str], message: str, run: Run) -> None:
     env = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": SECRET, **env}
     result = run("list", address, env=env, code=None)
     assert result.returncode in (5, 8)
-    assert said in result.stderr
+    assert message in result.stderr
     assert SECRET not in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -47,19 +47,21 @@ def layout(folder: Path, layers: Layers, kind: str = "cncf.model", config: bytes
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True)
 
-    def put(data: bytes, media_type: str, **more: Any) -> dict[str, Any]:
+    def put_blob(data: bytes, media_type: str, **fields: Any) -> dict[str, Any]:
         (blobs / sha256_bytes(data)[7:]).write_bytes(data)
-        return {"mediaType": media_type, "digest": sha256_bytes(data), "size": len(data), **more}
+        return {"mediaType": media_type, "digest": sha256_bytes(data), "size": len(data), **fields}
 
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": put(config, f"application/vnd.{kind}.config.v1+json"),
-        "layers": [put(data, media_type, **({"annotations": names} if names else {})) for media_type, data, names in layers],
+        "config": put_blob(config, f"application/vnd.{kind}.config.v1+json"),
+        "layers": [
+            put_blob(data, media_type, **({"annotations": names} if names else {})) for media_type, data, names in layers
+        ],
     }
     media_type = "application/vnd.oci.image.manifest.v1+json"
     names = {"org.opencontainers.image.ref.name": "team/sql:v1"}
-    entry = put(json.dumps(manifest).encode(), media_type, annotations=names)
+    entry = put_blob(json.dumps(manifest).encode(), media_type, annotations=names)
     (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 

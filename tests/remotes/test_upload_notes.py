@@ -25,10 +25,10 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture
 def fixed() -> Iterator[tuple[Proxy, uploads.Uploads]]:
-    there = uploads.Uploads()
+    upload_registry = uploads.Uploads()
     with Proxy() as proxy:
-        proxy.before = there.answer
-        yield proxy, there
+        proxy.before = upload_registry.answer
+        yield proxy, upload_registry
 
 
 class Failing(Bytes):
@@ -56,33 +56,33 @@ class Failing(Bytes):
 
 
 def test_an_upload_is_resumed_only_if_its_bytes_are_the_same(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path) -> None:
-    proxy, there = fixed
+    proxy, upload_registry = fixed
     data = random.Random(3).randbytes(6 * MIB)
     with remote(proxy.address, "on", tmp_path / "kept") as to, pytest.raises(RemoteError):
         to.put_blob(blob_of(data), Failing(data, 3 * MIB))
-    assert there.sent == 3 * MIB
+    assert upload_registry.sent == 3 * MIB
     with remote(proxy.address, "on", tmp_path / "kept") as to:
         assert to.put_blob(blob_of(data), Bytes(data)) == 3 * MIB
         assert to.has_blob(blob_of(data))
-    assert there.sent == 6 * MIB
+    assert upload_registry.sent == 6 * MIB
 
     # One that nobody knew the digest of, and then another file of the same size.
-    other = b"x" + data[1:]
+    other_data = b"x" + data[1:]
     with remote(proxy.address, "two", tmp_path / "kept") as to:
         with pytest.raises(RemoteError):
             to.put_unnamed(6 * MIB, "README.md", Failing(data, 3 * MIB))
-        assert to.put_blob(blob_of(other), Bytes(other)) == 6 * MIB
+        assert to.put_blob(blob_of(other_data), Bytes(other_data)) == 6 * MIB
         assert to.put_blob(blob_of(data), Bytes(data)) == 3 * MIB
-    assert there.blobs[blob_of(other).digest] == other
+    assert upload_registry.blobs[blob_of(other_data).digest] == other_data
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"url": 3}', '{"url": "ftp://x/", "size": 6291456, "digest": "", "sent": 1}'])
 def test_an_invalid_note_is_skipped(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path, note: str) -> None:
     proxy, _ = fixed
     data = bytes(6 * MIB)
-    kept = UploadNotes(tmp_path, f"oci://{proxy.address}/moving/on")
-    with kept.new_note() as made:
-        made.write(UploadProgress("http://127.0.0.1:1/", 6 * MIB, "", MIB, "sha256:0"))
+    notes = UploadNotes(tmp_path, f"oci://{proxy.address}/moving/on")
+    with notes.new_note() as new_note:
+        new_note.write(UploadProgress("http://127.0.0.1:1/", 6 * MIB, "", MIB, "sha256:0"))
     (path,) = tmp_path.rglob("*.json")
     path.write_text(note)
     with remote(proxy.address, "on", tmp_path) as to:

@@ -48,8 +48,8 @@ def test_what_was_bundled_is_pulled_by_its_name_without_a_network(run: Run, tmp_
     away.mkdir()
     (tmp_path / out).rename(away / out)
     for ref, folder in (("team/sql:prod", "two"), ("team/sql:v1", "one"), ("team/chat", "three"), ("team/chat:v1", "three")):
-        for more in (["--offline"], []):
-            document = run("pull", ref, "--from", out, "-o", "out", *more, cwd=away, first=CUT_OFF)
+        for options in (["--offline"], []):
+            document = run("pull", ref, "--from", out, "-o", "out", *options, cwd=away, first=CUT_OFF)
             assert oci_manifest.build(away / "out").digest == oci_manifest.build(tmp_path / folder).digest
             assert document.stdout.endswith("verified\n")
             for path in (away / "out").iterdir():
@@ -142,14 +142,14 @@ def test_two_versions_that_would_have_one_name_are_not_bundled(make: Make, run: 
 def test_offline_refuses_what_is_elsewhere_before_it_is_asked(run: Run) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
-        there = f"oci://127.0.0.1:{server.getsockname()[1]}/team/sql:v1"
-        assert "--offline allows none" in run("pull", there, "--offline", first=CUT_OFF, code=2).stderr
-        assert run("pull", there, first=CUT_OFF, code=None).returncode == 99  # and so the hook sees
+        elsewhere = f"oci://127.0.0.1:{server.getsockname()[1]}/team/sql:v1"
+        assert "--offline allows none" in run("pull", elsewhere, "--offline", first=CUT_OFF, code=2).stderr
+        assert run("pull", elsewhere, first=CUT_OFF, code=None).returncode == 99  # and so the hook sees
     run("pull", "team/sql:v1", "--offline", first=CUT_OFF)
     result = run("pull", "team/chat", "--to", "gguf", "--base", "hf://org/base", "--offline", first=CUT_OFF, code=2)
     assert "hf://org/base: needs a network" in result.stderr
-    run("pull", "team/chat", "--from", there, first=CUT_OFF, code=2)
-    run("pull", there, "--from", "x.tar", first=CUT_OFF, code=2)
+    run("pull", "team/chat", "--from", elsewhere, first=CUT_OFF, code=2)
+    run("pull", elsewhere, "--from", "x.tar", first=CUT_OFF, code=2)
     run("bundle", "one", "-o", "x.tar", code=2)
 
 

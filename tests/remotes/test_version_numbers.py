@@ -29,11 +29,11 @@ class Contended(OciRepository):
     rival: Callable[[], object] | None = None
     before = False
 
-    def put_reference(self, made: Manifest, reference: str) -> None:
+    def put_reference(self, manifest: Manifest, reference: str) -> None:
         act, self.rival = (self.rival, None) if reference == "v1" and self.rival else (None, self.rival)
         if act and self.before:
             act()
-        super().put_reference(made, reference)
+        super().put_reference(manifest, reference)
         if act and not self.before:
             act()
 
@@ -41,14 +41,16 @@ class Contended(OciRepository):
 def contend(host: str, name: str, ours: Path, theirs: Path, *, before: bool) -> tuple[set[str | None], str, str]:
     """The digests of the numbers in the end, and those of both versions, which can be read."""
     address = OciAddress.parse(f"oci://{host}/numbers/{name}")
-    with OciRepository(address, pauses=()) as other, Contended(address, pauses=()) as place:
-        found: list[str] = []
-        place.rival = lambda: found.append(copy_version(AdapterFolder(theirs), "latest", other, "latest").manifest.digest)
+    with OciRepository(address, pauses=()) as other_repository, Contended(address, pauses=()) as place:
+        rival_digests: list[str] = []
+        place.rival = lambda: rival_digests.append(
+            copy_version(AdapterFolder(theirs), "latest", other_repository, "latest").manifest.digest
+        )
         place.before = before
         mine = copy_version(AdapterFolder(ours), "latest", place, "latest").manifest.digest
-        for digest in (mine, *found):
+        for digest in (mine, *rival_digests):
             assert place.manifest(digest).digest == digest
-        return {place.digest_of(tag) for tag in place.tags() if tag != "latest"}, mine, found[0]
+        return {place.digest_of(tag) for tag in place.tags() if tag != "latest"}, mine, rival_digests[0]
 
 
 def test_of_two_writers_of_a_number_the_one_that_finds_the_other_there_takes_the_next(
@@ -68,37 +70,37 @@ def test_a_writer_that_stalls_replaces_a_number_whose_version_stays_by_its_diges
 def test_a_number_that_is_asked_for_is_given_once(host: str, make: Folder, tmp_path: Path) -> None:
     with OciRepository(OciAddress.parse(f"oci://{host}/numbers/given"), pauses=()) as place:
         assert copy_version(AdapterFolder(make()), "latest", place, "v7").put_result.number == 7
-        other = AdapterFolder(write_adapter(tmp_path / "other", 1))
+        other_folder = AdapterFolder(write_adapter(tmp_path / "other", 1))
         hint = f"Push to oci://{host}/numbers/given, which takes the next number"
         with pytest.raises(ConflictError, match=f", and a version number does not move. {hint}"):
-            copy_version(other, "latest", place, "v7")
+            copy_version(other_folder, "latest", place, "v7")
         assert copy_version(AdapterFolder(make()), "latest", place, "v7").put_result.moved is False
-        assert copy_version(other, "latest", place, "latest").put_result.number == 8
+        assert copy_version(other_folder, "latest", place, "latest").put_result.number == 8
 
 
 def test_a_number_that_another_writer_takes_at_once_is_a_conflict(host: str, make: Folder, tmp_path: Path) -> None:
     address = OciAddress.parse(f"oci://{host}/numbers/taken")
-    with OciRepository(address, pauses=()) as other, Contended(address, pauses=()) as place:
-        theirs = copy_version(AdapterFolder(write_adapter(tmp_path / "theirs", 1)), "latest", other, "v9").manifest
-        place.rival = lambda: other.put_reference(theirs, "v1")
+    with OciRepository(address, pauses=()) as other_repository, Contended(address, pauses=()) as place:
+        theirs = copy_version(AdapterFolder(write_adapter(tmp_path / "theirs", 1)), "latest", other_repository, "v9").manifest
+        place.rival = lambda: other_repository.put_reference(theirs, "v1")
         with pytest.raises(ConflictError) as error:
             copy_version(AdapterFolder(make()), "latest", place, "v1")
-        what = "another writer took this number. Review that version, or push without a number"
-        assert str(error.value) == f"oci://{host}/numbers/taken:v1: {what}"
+        reason = "another writer took this number. Review that version, or push without a number"
+        assert str(error.value) == f"oci://{host}/numbers/taken:v1: {reason}"
         assert place.digest_of("v1") == theirs.digest
 
 
 def test_a_version_that_another_tool_pushed_gets_a_number_with_its_next_push(host: str, make: Folder, tmp_path: Path) -> None:
     with OciRepository(OciAddress.parse(f"oci://{host}/numbers/foreign"), pauses=()) as place:
         copied = copy_version(AdapterFolder(make()), "latest", place, "latest")
-    with OciRepository(OciAddress.parse(f"oci://{host}/numbers/skopeo"), pauses=()) as there:
+    with OciRepository(OciAddress.parse(f"oci://{host}/numbers/skopeo"), pauses=()) as repository:
         words = ["skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", "-q"]
         images = [f"docker://{host}/numbers/{name}:latest" for name in ("foreign", "skopeo")]
         subprocess.run([*words, *images], check=True, capture_output=True)
-        assert there.tags() == ["latest"]
-        again = copy_version(AdapterFolder(make()), "latest", there, "latest").put_result
-        assert (again.new, again.moved, again.number, there.tags()) == (False, False, 1, ["latest", "v1"])
-        assert there.manifest("v1").digest == copied.manifest.digest
+        assert repository.tags() == ["latest"]
+        again = copy_version(AdapterFolder(make()), "latest", repository, "latest").put_result
+        assert (again.new, again.moved, again.number, repository.tags()) == (False, False, 1, ["latest", "v1"])
+        assert repository.manifest("v1").digest == copied.manifest.digest
 
 
 def test_tags_of_attachments_are_no_versions(host: str, run: Run, make: Folder, tmp_path: Path) -> None:
@@ -111,16 +113,16 @@ def test_tags_of_attachments_are_no_versions(host: str, run: Run, make: Folder, 
 
 
 def test_digits_that_two_versions_share_are_refused(host: str, tmp_path: Path) -> None:
-    seen: dict[str, AdapterFolder] = {}
+    folders_by_digits: dict[str, AdapterFolder] = {}
     with OciRepository(OciAddress.parse(f"oci://{host}/numbers/digits"), pauses=()) as place:
         for seed in range(40):
             folder = AdapterFolder(write_adapter(tmp_path / f"a{seed}", seed))
             start = folder.manifest("latest").digest[:8]
-            if start in seen:
+            if start in folders_by_digits:
                 break
-            seen[start] = folder
-        for one in (folder, seen[start]):
-            copy_version(one, "latest", place, "latest")
+            folders_by_digits[start] = folder
+        for adapter_folder in (folder, folders_by_digits[start]):
+            copy_version(adapter_folder, "latest", place, "latest")
         with pytest.raises(RefError, match="ambiguous digest prefix"):
             place.manifest(start)
         with pytest.raises(NotFoundError):

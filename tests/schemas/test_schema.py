@@ -33,9 +33,9 @@ def test_schema_is_valid_and_every_field_has_a_description_and_examples_that_val
     Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["$id"].startswith("urn:adapterhub:schema:")
-    seen = dict(fields(schema))
-    assert seen
-    for path, field in seen.items():
+    documented_fields = dict(fields(schema))
+    assert documented_fields
+    for path, field in documented_fields.items():
         assert field.get("description"), path
         assert field.get("examples"), path
         for example in field["examples"]:

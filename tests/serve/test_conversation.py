@@ -70,7 +70,7 @@ def test_pieces_are_the_answer_and_facts_come_at_its_end(conversation: Conversat
     conversation.system = "be brief"
     pieces: list[str] = []
     ended: list[ModelAnswer] = []
-    [answered] = runner.run(conversation.ask(P, lambda _, piece: pieces.append(piece), lambda _, found: ended.append(found)))
+    [answered] = runner.run(conversation.ask(P, lambda _, piece: pieces.append(piece), lambda _, facts: ended.append(facts)))
     assert ("".join(pieces), ended) == (answered.text, [answered])
     assert answered.tokens is not None
     assert 0 < answered.tokens <= COUNT

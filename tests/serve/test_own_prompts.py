@@ -55,17 +55,19 @@ def open_engine(heart: ByHeart, kind: str) -> tuple[Engine, Path]:
 @pytest.mark.parametrize("kind", ["torch on base", "torch on silent", "llama.cpp on base.gguf", "llama.cpp on silent.gguf"])
 def test_two_in_one_chat_are_each_asked_as_they_were_trained(heart: ByHeart, registry: Path, tmp_path: Path, kind: str) -> None:
     engine, base = open_engine(heart, kind)
-    others = ["team/plain"] if base.stem == "base" else []  # a base without a template has none for it
+    other_refs = ["team/plain"] if base.stem == "base" else []  # a base without a template has none for it
 
     async def talk(gateway: Gateway) -> None:
         for question, answer in OWN.items():
-            talk = Conversation(gateway, ["team/own", *others], options={"max_tokens": TOKENS, "temperature": 0.0})
-            assert [found.text for found in await talk.ask(question)] == [answer, PLAIN[question]][: 1 + len(others)]
-        if others:
+            talk = Conversation(gateway, ["team/own", *other_refs], options={"max_tokens": TOKENS, "temperature": 0.0})
+            assert [reply.text for reply in await talk.ask(question)] == [answer, PLAIN[question]][: 1 + len(other_refs)]
+        if other_refs:
             mixed = Conversation(gateway, ["team/own*0.5+team/plain*0.5"], options={"max_tokens": TOKENS})
-            with pytest.raises(RefusedError, match="a blend of versions that were trained with different chat templates") as no:
+            with pytest.raises(
+                RefusedError, match="a blend of versions that were trained with different chat templates"
+            ) as error:
                 await mixed.ask("red")
-            assert no.value.code == "mixed-chat-templates"
+            assert error.value.code == "mixed-chat-templates"
         else:
             with pytest.raises(RefusedError, match="cannot be rendered: the base has no chat template"):
                 await Conversation(gateway, ["base"], options={"max_tokens": TOKENS}).ask("red")
@@ -89,9 +91,9 @@ def serve(heart: ByHeart, registry: Path, folder: Path, base: Path, *options: ob
         yield gateway
 
 
-def ask(gateway: serving.Gateway, model: str, question: str, **more: Any) -> serving.Reply:
+def ask(gateway: serving.Gateway, model: str, question: str, **fields: Any) -> serving.Reply:
     turns = [{"role": "user", "content": question}]
-    return gateway.post(CHAT, {"model": model, "messages": turns, "temperature": 0, "max_tokens": TOKENS, **more})
+    return gateway.post(CHAT, {"model": model, "messages": turns, "temperature": 0, "max_tokens": TOKENS, **fields})
 
 
 def content(reply: serving.Reply) -> str:
@@ -157,8 +159,8 @@ def test_one_llama_server_for_all_is_told_the_text(heart: ByHeart, registry: Pat
         assert ask(gateway, "team/plain", "red").document["usage"]["prompt_tokens"] == tokens
         assert content(ask(gateway, "team/own", "red", chat_template_kwargs={"mood": "wild"})) != OWN["red"]
         turns = [{"role": "user", "content": "sky"}, {"role": "assistant", "content": OWN["sky"][:3]}]
-        begun = gateway.post(CHAT, {"model": "team/own", "messages": turns, "temperature": 0, "max_tokens": TOKENS})
-        assert content(begun) in (OWN["sky"], OWN["sky"][3:])
+        reply = gateway.post(CHAT, {"model": "team/own", "messages": turns, "temperature": 0, "max_tokens": TOKENS})
+        assert content(reply) in (OWN["sky"], OWN["sky"][3:])
         refused = ask(gateway, "team/own", "red", tools=[{"type": "function", "function": {"name": "look"}}])
         assert (refused.status, refused.document["error"]["code"]) == (400, "own-chat-template")
         assert (
@@ -172,12 +174,12 @@ def test_one_llama_server_for_all_is_told_the_text(heart: ByHeart, registry: Pat
 def test_a_version_records_its_prompt_only_where_it_differs_from_the_base(heart: ByHeart, tmp_path: Path) -> None:
     """Trainers store the template of the base with the adapter."""
     with ah.Registry(tmp_path / "registry") as registry:
-        registry.push(heart.own, "team/own")
+        registry.push(heart.own_adapter, "team/own")
     workspace = Workspace(registry=tmp_path / "registry", cache=tmp_path / "cache")
-    found = resolving.resolve("team/own", runtime="llama.cpp", base=heart.gguf, workspace=workspace)
-    assert found.prompt == TrainedPrompt(by_heart.TEMPLATE, (("mood", "calm;#"), ("level", 2)), "2026-01-31")
+    resolved = resolving.resolve("team/own", runtime="llama.cpp", base=heart.gguf, workspace=workspace)
+    assert resolved.prompt == TrainedPrompt(by_heart.TEMPLATE, (("mood", "calm;#"), ("level", 2)), "2026-01-31")
     again = resolving.resolve("team/own", runtime="llama.cpp", base=heart.gguf, workspace=workspace)
-    assert again == found
+    assert again == resolved
     same = tmp_path / "same"
     same.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):

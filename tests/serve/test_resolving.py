@@ -31,17 +31,17 @@ Q0 = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ah.Workspace:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ah.Workspace:
     """A registry without adapters, a cache, and a base in the folder `base`."""
     monkeypatch.chdir(tmp_path)
     base(tmp_path / "base")
     return ah.Workspace(registry="registry", policy=None, cache="cache")
 
 
-def push_adapter(here: ah.Workspace, shapes: Shapes = QV, ref: str = "team/sql", **config: Any) -> str:
+def push_adapter(workspace: ah.Workspace, shapes: Shapes = QV, ref: str = "team/sql", **config: Any) -> str:
     """Push an adapter of its own; its digest."""
     folder = Path(ref.replace("/", "-").replace(":", "-") + str(len([*Path.cwd().iterdir()])))
-    return str(ah.push(adapter(folder, shapes, **config), ref, workspace=here).digest)
+    return str(ah.push(adapter(folder, shapes, **config), ref, workspace=workspace).digest)
 
 
 def files(folder: Path) -> list[tuple[str, int, int]]:
@@ -55,18 +55,18 @@ def product(delta: object) -> np.ndarray:
     return np.asarray(delta.scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A))
 
 
-def resolve_ref(here: ah.Workspace, runtime: Any = "vllm", ref: str = "team/sql") -> PreparedVersion:
-    return ah.resolve(ref, runtime=runtime, base="base", workspace=here)
+def resolve_ref(workspace: ah.Workspace, runtime: Any = "vllm", ref: str = "team/sql") -> PreparedVersion:
+    return ah.resolve(ref, runtime=runtime, base="base", workspace=workspace)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_each_runtime_gets_the_function_that_was_pushed_in_its_own_format(here: ah.Workspace, runtime: str) -> None:
-    digest = push_adapter(here, use_rslora=True)
-    served = resolve_ref(here, runtime)
+def test_each_runtime_gets_the_function_that_was_pushed_in_its_own_format(workspace: ah.Workspace, runtime: str) -> None:
+    digest = push_adapter(workspace, use_rslora=True)
+    served = resolve_ref(workspace, runtime)
     assert (served.ref, served.name, served.digest, served.rank) == ("team/sql:v1", "team/sql", digest, 2)
     assert served.model == f"team/sql@{digest}"
     assert served.path.is_relative_to(Path.cwd() / "cache/served" / digest.replace(":", "-"))
-    loaded, source = ah.load(served.path), ah.load("team/sql", workspace=here)
+    loaded, source = ah.load(served.path), ah.load("team/sql", workspace=workspace)
     assert loaded.targets == source.targets
     for target, delta in source.deltas.items():
         np.testing.assert_allclose(product(loaded.deltas[target]), product(delta), rtol=1e-5)
@@ -79,11 +79,11 @@ def test_each_runtime_gets_the_function_that_was_pushed_in_its_own_format(here: 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("stored", ["gguf", "mlx"])
 def test_a_version_in_another_format_is_served_all_the_same(
-    here: ah.Workspace, stored: Literal["gguf", "mlx"], runtime: RuntimeName
+    workspace: ah.Workspace, stored: Literal["gguf", "mlx"], runtime: RuntimeName
 ) -> None:
-    push_adapter(here)
-    ah.push("team/sql", "team/other", to=stored, base="base", workspace=here)
-    served, source = resolve_ref(here, runtime, "team/other"), ah.load("team/sql", workspace=here)
+    push_adapter(workspace)
+    ah.push("team/sql", "team/other", to=stored, base="base", workspace=workspace)
+    served, source = resolve_ref(workspace, runtime, "team/other"), ah.load("team/sql", workspace=workspace)
     assert served.path.is_file() == (runtime == "llama.cpp")
     assert ah.load(served.path, base="base").targets == source.targets
     for target, delta in ah.load(served.path, base="base").deltas.items():
@@ -104,9 +104,9 @@ def test_a_version_in_another_format_is_served_all_the_same(
         ("transformers", []),
     ],
 )
-def test_the_flags_are_those_that_the_runtime_needs(here: ah.Workspace, runtime: str, words: list[str]) -> None:
-    push_adapter(here)
-    served = resolve_ref(here, runtime)
+def test_the_flags_are_those_that_the_runtime_needs(workspace: ah.Workspace, runtime: str, words: list[str]) -> None:
+    push_adapter(workspace)
+    served = resolve_ref(workspace, runtime)
     assert list(served.flags[: len(words)]) == words
     if runtime in ("vllm", "sglang"):
         module = json.loads(served.flags[-1])
@@ -138,10 +138,10 @@ def sglang(folder: Path) -> dict[str, np.ndarray]:
         (QV, {"target_modules": ".*(q_proj|v_proj)"}),
     ],
 )
-def test_what_sglang_reads_of_a_config_is_all_there_is(here: ah.Workspace, shapes: Shapes, config: dict[str, Any]) -> None:
-    push_adapter(here, shapes, **config)
-    served = resolve_ref(here, "sglang")
-    source = ah.load("team/sql", workspace=here)
+def test_what_sglang_reads_of_a_config_is_all_there_is(workspace: ah.Workspace, shapes: Shapes, config: dict[str, Any]) -> None:
+    push_adapter(workspace, shapes, **config)
+    served = resolve_ref(workspace, "sglang")
+    source = ah.load("team/sql", workspace=workspace)
     computed = sglang(served.path)
     assert computed.keys() == source.deltas.keys()
     for target, delta in source.deltas.items():
@@ -151,9 +151,9 @@ def test_what_sglang_reads_of_a_config_is_all_there_is(here: ah.Workspace, shape
     assert served.rank == written["r"] == max(shape[0] for name, shape in shapes.items() if "lora_A" in name)
 
 
-def test_rslora_is_a_note_and_an_alpha(here: ah.Workspace) -> None:
-    push_adapter(here, use_rslora=True)
-    served = resolve_ref(here, "sglang")
+def test_rslora_is_a_note_and_an_alpha(workspace: ah.Workspace) -> None:
+    push_adapter(workspace, use_rslora=True)
+    served = resolve_ref(workspace, "sglang")
     assert [note for note in served.notes if "rsLoRA" in note] == [f"rsLoRA is folded into lora_alpha {4 * math.sqrt(2):.9g}"]
 
 
@@ -178,11 +178,11 @@ def test_rslora_is_a_note_and_an_alpha(here: ah.Workspace) -> None:
     ],
 )
 def test_what_would_not_be_applied_is_refused_and_leaves_nothing(
-    here: ah.Workspace, runtime: str, shapes: Shapes, config: dict[str, Any], code: str, says: str
+    workspace: ah.Workspace, runtime: str, shapes: Shapes, config: dict[str, Any], code: str, says: str
 ) -> None:
-    push_adapter(here, shapes, **config)
+    push_adapter(workspace, shapes, **config)
     with pytest.raises(RefusedError) as caught:
-        resolve_ref(here, runtime)
+        resolve_ref(workspace, runtime)
     assert caught.value.exit_code == 6
     assert caught.value.code == code
     assert says in str(caught.value)
@@ -190,126 +190,126 @@ def test_what_would_not_be_applied_is_refused_and_leaves_nothing(
     assert [*Path("cache/served").glob("*/*")] == []
 
 
-def test_it_is_made_once_and_never_written_again(here: ah.Workspace) -> None:
-    push_adapter(here)
-    first = resolve_ref(here)
+def test_it_is_made_once_and_never_written_again(workspace: ah.Workspace) -> None:
+    push_adapter(workspace)
+    first = resolve_ref(workspace)
     before = files(Path("cache/served"))
-    assert resolve_ref(here) == first
-    assert ah.resolve(first.model, runtime="vllm", base="base", workspace=here).path == first.path
+    assert resolve_ref(workspace) == first
+    assert ah.resolve(first.model, runtime="vllm", base="base", workspace=workspace).path == first.path
     assert files(Path("cache/served")) == before
     assert {path.stat().st_mode & 0o222 for path in [first.path, *first.path.iterdir()]} == {0}
 
 
-def test_a_file_of_the_adapter_that_is_named_as_ours_does_no_harm(here: ah.Workspace) -> None:
+def test_a_file_of_the_adapter_that_is_named_as_ours_does_no_harm(workspace: ah.Workspace) -> None:
     folder = adapter(Path("odd"), QV)
     (folder / "served.json").write_text("{}")
-    ah.push(folder, "team/sql", workspace=here)
-    assert resolve_ref(here) == resolve_ref(here)
+    ah.push(folder, "team/sql", workspace=workspace)
+    assert resolve_ref(workspace) == resolve_ref(workspace)
     assert len([*Path("cache/served").glob("*/*")]) == 1
 
 
-def test_a_gguf_is_a_base_too(here: ah.Workspace) -> None:
+def test_a_gguf_is_a_base_too(workspace: ah.Workspace) -> None:
     from tests.support import tiny
 
     need_module("torch")
     model = tiny.model()
     tiny.adapter(model, Path("real"), target_modules=["q_proj", "v_proj"])
-    ah.push("real", "team/sql", workspace=here)
+    ah.push("real", "team/sql", workspace=workspace)
     tiny.write_gguf(tiny.model(), Path("base.gguf"))
-    served = ah.resolve("team/sql", runtime="llama.cpp", base="base.gguf", workspace=here)
+    served = ah.resolve("team/sql", runtime="llama.cpp", base="base.gguf", workspace=workspace)
     assert served.path.name == "adapter.gguf"
     tiny.write_gguf(tiny.model(vocab_size=64), Path("base.gguf"))
-    assert ah.resolve("team/sql", runtime="llama.cpp", base="base.gguf", workspace=here).path != served.path
+    assert ah.resolve("team/sql", runtime="llama.cpp", base="base.gguf", workspace=workspace).path != served.path
 
 
-def test_a_tag_that_moves_leads_to_another_folder_and_the_old_one_stays(here: ah.Workspace) -> None:
-    push_adapter(here, ref="team/sql:prod")
-    old = resolve_ref(here, ref="team/sql:prod")
+def test_a_tag_that_moves_leads_to_another_folder_and_the_old_one_stays(workspace: ah.Workspace) -> None:
+    push_adapter(workspace, ref="team/sql:prod")
+    old = resolve_ref(workspace, ref="team/sql:prod")
     before = files(old.path)
-    push_adapter(here, ref="team/sql:prod", lora_alpha=8)
-    new = resolve_ref(here, ref="team/sql:prod")
+    push_adapter(workspace, ref="team/sql:prod", lora_alpha=8)
+    new = resolve_ref(workspace, ref="team/sql:prod")
     assert (old.ref, new.ref) == ("team/sql:v1", "team/sql:v2")
     assert old.path != new.path
     assert files(old.path) == before
 
 
-def test_another_base_is_another_folder(here: ah.Workspace) -> None:
-    push_adapter(here)
+def test_another_base_is_another_folder(workspace: ah.Workspace) -> None:
+    push_adapter(workspace)
     base(Path.cwd() / "other", vocab=16)
-    paths = {ah.resolve("team/sql", runtime="vllm", base=base, workspace=here).path for base in ("base", "other", None)}
+    paths = {ah.resolve("team/sql", runtime="vllm", base=base, workspace=workspace).path for base in ("base", "other", None)}
     assert len(paths) == 3
-    assert "not compared with a base model" in ah.resolve("team/sql", runtime="vllm", workspace=here).notes
+    assert "not compared with a base model" in ah.resolve("team/sql", runtime="vllm", workspace=workspace).notes
 
 
-def test_of_processes_that_resolve_at_once_all_get_the_same_folder(here: ah.Workspace) -> None:
-    digest = push_adapter(here)
+def test_of_processes_that_resolve_at_once_all_get_the_same_folder(workspace: ah.Workspace) -> None:
+    digest = push_adapter(workspace)
 
     def work() -> None:
-        assert resolve_ref(here, "llama.cpp").digest == digest
+        assert resolve_ref(workspace, "llama.cpp").digest == digest
 
     assert finished([fork(work) for _ in range(4)]) == [0] * 4
     (folder,) = Path("cache/served").glob("*/*")
-    assert resolve_ref(here, "llama.cpp").path.parent == folder.absolute()
+    assert resolve_ref(workspace, "llama.cpp").path.parent == folder.absolute()
 
 
 @pytest.mark.parametrize("calls", [1, 3, 6, 10])
 @pytest.mark.parametrize("call", ["write", "rename", "fsync"])
-def test_a_process_that_is_killed_leaves_nothing_that_is_half(here: ah.Workspace, call: str, calls: int) -> None:
-    push_adapter(here)
-    code = under_strace(f"{call}:signal=SIGKILL:when={calls}", lambda: resolve_ref(here, "llama.cpp"))
+def test_a_process_that_is_killed_leaves_nothing_that_is_half(workspace: ah.Workspace, call: str, calls: int) -> None:
+    push_adapter(workspace)
+    code = under_strace(f"{call}:signal=SIGKILL:when={calls}", lambda: resolve_ref(workspace, "llama.cpp"))
     assert code in (0, -signal.SIGKILL)
-    served = resolve_ref(here, "llama.cpp")
+    served = resolve_ref(workspace, "llama.cpp")
     assert len(ah.load(served.path).deltas) == 4
     folders = [path for path in served.path.parent.parent.iterdir() if not path.name.startswith(".")]
     assert folders == [served.path.parent]
     for leftover in folders[0].parent.glob(".*"):
         os.utime(leftover, (1, 1))
-    served_folder(here).sweep()
+    served_folder(workspace).sweep()
     assert [*folders[0].parent.iterdir()] == folders
 
 
-def test_a_damaged_registry_is_an_error_and_not_a_folder(here: ah.Workspace) -> None:
-    push_adapter(here)
+def test_a_damaged_registry_is_an_error_and_not_a_folder(workspace: ah.Workspace) -> None:
+    push_adapter(workspace)
     for blob in Path("registry/.adapterhub/blobs/sha256").iterdir():
         if blob.stat().st_size > 1000:
             blob.chmod(0o644)
             blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     with pytest.raises(IntegrityError):
-        resolve_ref(here)
+        resolve_ref(workspace)
     assert [*Path("cache/served").glob("*/*")] == []
 
 
-def test_addresses_are_pulled_once(here: ah.Workspace) -> None:
-    digest = push_adapter(here)
-    ah.push("team/sql", "layout://sql.tar:v1", workspace=here)
-    served = resolve_ref(here, ref="layout://sql.tar:v1")
+def test_addresses_are_pulled_once(workspace: ah.Workspace) -> None:
+    digest = push_adapter(workspace)
+    ah.push("team/sql", "layout://sql.tar:v1", workspace=workspace)
+    served = resolve_ref(workspace, ref="layout://sql.tar:v1")
     assert served.digest == digest
-    local = resolve_ref(here)
+    local = resolve_ref(workspace)
     assert local.path == served.path  # the same bytes for the same runtime
     with pytest.raises(NotFoundError):
-        resolve_ref(here, ref="layout://sql.tar:v2")
-    assert resolve_ref(here, ref=f"layout://sql.tar@{digest[:20]}").digest == digest
+        resolve_ref(workspace, ref="layout://sql.tar:v2")
+    assert resolve_ref(workspace, ref=f"layout://sql.tar@{digest[:20]}").digest == digest
     with pytest.raises(AdapterhubError):
-        resolve_ref(here, ref="layout://sql.tar@sha256:5f5f")
+        resolve_ref(workspace, ref="layout://sql.tar@sha256:5f5f")
     pinned = f"layout://sql.tar@{digest}"
     shutil.move("sql.tar", "gone.tar")
     with pytest.raises(NotFoundError):  # what was removed there is served no longer, though its files are here
-        resolve_ref(here, ref=pinned)
+        resolve_ref(workspace, ref=pinned)
 
 
-def test_the_policy_of_the_project_is_asked(here: ah.Workspace) -> None:
-    push_adapter(here)
+def test_the_policy_of_the_project_is_asked(workspace: ah.Workspace) -> None:
+    push_adapter(workspace)
     strict = ah.Workspace(registry="registry", policy=Policy("p", licenses=("Apache-2.0",)), cache="cache")
     with pytest.raises(RefusedError, match="license"):
         resolve_ref(strict)
 
 
-def test_a_ref_is_a_version_though_there_is_a_path_of_that_name(here: ah.Workspace) -> None:
-    digest = push_adapter(here)
+def test_a_ref_is_a_version_though_there_is_a_path_of_that_name(workspace: ah.Workspace) -> None:
+    digest = push_adapter(workspace)
     adapter(Path("team"), pairs(1)).rename("sql")
     Path("team").mkdir()
     Path("sql").rename("team/sql")
-    assert resolve_ref(here).digest == digest
+    assert resolve_ref(workspace).digest == digest
 
 
 @pytest.mark.parametrize(
@@ -322,21 +322,21 @@ def test_a_ref_is_a_version_though_there_is_a_path_of_that_name(here: ah.Workspa
     ],
 )
 def test_what_is_no_version_is_an_error_in_one_line(
-    here: ah.Workspace, ref: str, error: type[AdapterhubError], says: str
+    workspace: ah.Workspace, ref: str, error: type[AdapterhubError], says: str
 ) -> None:
-    push_adapter(here)
+    push_adapter(workspace)
     with pytest.raises(error, match=says):
-        resolve_ref(here, ref=ref)
+        resolve_ref(workspace, ref=ref)
 
 
-def test_a_runtime_that_is_unknown_is_named_with_those_that_are_known(here: ah.Workspace) -> None:
+def test_a_runtime_that_is_unknown_is_named_with_those_that_are_known(workspace: ah.Workspace) -> None:
     with pytest.raises(UsageError, match="unknown runtime 'ollama'. Known runtimes: peft, transformers, vllm"):
-        resolve_ref(here, "ollama")
+        resolve_ref(workspace, "ollama")
 
 
-def test_a_collection_spares_what_a_server_holds(here: ah.Workspace) -> None:
-    push_adapter(here)
-    served, folder = resolve_ref(here), served_folder(here)
+def test_a_collection_spares_what_a_server_holds(workspace: ah.Workspace) -> None:
+    push_adapter(workspace)
+    served, folder = resolve_ref(workspace), served_folder(workspace)
     with folder.open_lease() as lease:
         lease.add(served)
         assert folder.sweep(unused=-1).in_use == 1

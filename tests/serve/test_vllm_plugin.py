@@ -34,10 +34,10 @@ class Server:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.workspace = ah.Workspace(registry=folder / "registry", policy=None, cache=folder / "cache")
-        self.told: list[str] = []
+        self.log_lines: list[str] = []
         self.base = str(folder / "base")
         chosen = Settings(AllowedNames.from_patterns(["team/*"]), lambda: self.workspace)
-        self.versions = ServedVersions(replace(chosen, **settings), lambda form, *values: self.told.append(form % values))
+        self.versions = ServedVersions(replace(chosen, **settings), lambda form, *values: self.log_lines.append(form % values))
 
     def find(self, *models: str) -> list[PreparedVersion | None]:
         """The versions of names that are asked for at once."""
@@ -164,7 +164,7 @@ def test_what_was_refused_is_remembered_for_a_while(start: Callable[..., Server]
     for _ in range(2):
         with pytest.raises(NotFoundError, match="no such adapter"):
             server.find("team/sql:v1")
-    assert len(server.told) == 1
+    assert len(server.log_lines) == 1
     server.push("team/sql")
     with pytest.raises(NotFoundError):
         server.find("team/sql:v1")
@@ -274,7 +274,7 @@ def test_a_misfit_is_refused_by_the_name_of_its_module(start: Callable[..., Serv
     with pytest.raises(RefusedError, match=r"team/misfit:v1: vllm: refused: .*model\.layers\.0\.other\.x_proj") as caught:
         server.find("team/misfit:v1")
     assert caught.value.code == "runtime"
-    assert server.told == [f"'team/misfit:v1' is not served: {str(caught.value)!a}"]
+    assert server.log_lines == [f"'team/misfit:v1' is not served: {str(caught.value)!a}"]
 
 
 def test_without_the_base_nothing_is_served(start: Callable[..., Server], tmp_path: Path) -> None:

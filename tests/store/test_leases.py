@@ -20,33 +20,33 @@ from tests.support.adapters import Make
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.init(tmp_path / "registry") as made:
-        yield made
+    with Registry.init(tmp_path / "registry") as opened:
+        yield opened
 
 
 def test_what_a_push_at_work_found_or_put_stays(registry: Registry) -> None:
-    there = registry.store.put_bytes(b"there already")[0]
+    stored_digest = registry.store.put_bytes(b"there already")[0]
     with registry.store.lease("push"):
         registry.store.put_bytes(b"there already")
         fresh = registry.store.put_bytes(b"new")[0]
         assert gc(registry, grace=0).blobs == 0
     assert gc(registry, grace=0).blobs == 2
-    assert not registry.store.has_blob(there, 13)
+    assert not registry.store.has_blob(stored_digest, 13)
     assert not registry.store.has_blob(fresh, 3)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_what_a_killed_push_left_is_known_at_once(registry: Registry) -> None:
-    here, there = os.pipe()
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         with registry.store.lease("push") as lease:
             (registry.store.root / "tmp" / f"{lease.id}-half").write_bytes(b"half a blob")
             (registry.store.root / "tmp" / "0123-of-somebody").write_bytes(b"")
-            os.write(there, b"x")
+            os.write(write_end, b"x")
             signal.pause()
         os._exit(1)
-    os.read(here, 1)
+    os.read(read_end, 1)
     assert gc(registry).leftovers == 0
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -57,12 +57,12 @@ def faults(place: Path, *, checkpoint: bool = True) -> list[tuple[str, str]]:
 
 
 def test_logs_that_went_on_after_a_checkpoint_are_whole(copy: Path) -> None:
-    found = ah.audit(copy / "r", checkpoint=copy / "checkpoint.json", keys=[copy / "audit.pub"])
-    assert (found.ok, found.names, found.entries, found.rows) == (True, 2, 5, 4)
-    assert found.checkpoint is not None
-    assert found.checkpoint.ends["refs"]["team/sql"][0] == 3
-    assert found.checkpoint.audit is not None
-    assert found.checkpoint.audit[0] == 3
+    audit = ah.audit(copy / "r", checkpoint=copy / "checkpoint.json", keys=[copy / "audit.pub"])
+    assert (audit.ok, audit.names, audit.entries, audit.rows) == (True, 2, 5, 4)
+    assert audit.checkpoint is not None
+    assert audit.checkpoint.ends["refs"]["team/sql"][0] == 3
+    assert audit.checkpoint.audit is not None
+    assert audit.checkpoint.audit[0] == 3
 
 
 def test_registry_db_is_not_needed_and_nothing_is_written(copy: Path) -> None:
@@ -92,11 +92,11 @@ def rewritten(place: Path) -> None:
 
 
 def swapped(place: Path) -> None:
-    one, two = entry(place, 2), entry(place, 3)
-    spare = one.with_suffix(".x")
-    one.rename(spare)
-    two.rename(one)
-    spare.rename(two)
+    first, second = entry(place, 2), entry(place, 3)
+    spare = first.with_suffix(".x")
+    first.rename(spare)
+    second.rename(first)
+    spare.rename(second)
 
 
 # What is done, the fault with a checkpoint of three entries, and without.
@@ -121,9 +121,9 @@ DONE: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], list[tupl
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("done", DONE)
-def test_the_first_bad_entry_is_named(copy: Path, done: str) -> None:
-    act, noted, alone = DONE[done]
+@pytest.mark.parametrize("tampering", DONE)
+def test_the_first_bad_entry_is_named(copy: Path, tampering: str) -> None:
+    act, noted, alone = DONE[tampering]
     act(copy)
     assert faults(copy) == noted
     assert faults(copy, checkpoint=False) == alone

@@ -30,13 +30,13 @@ def test_replacing_lines_one_name_at_a_time_equals_rewriting_the_text(changes: l
     text = oci_index.build([])
     for n, (name, tags) in enumerate(changes):
         lines = [(f"{name}:{tag}", f"sha256:{n:064}", n) for tag in tags]
-        later = [other for other in state if other > name and state[other]]
+        later = [later_name for later_name in state if later_name > name and state[later_name]]
         text = oci_index.replace(text, name, lines, before=min(later, default=None))
         state[name] = lines
-        every = [line for _, lines in sorted(state.items()) for line in lines]
-        assert text == oci_index.build(every)
-        assert [(entry["digest"], entry["size"]) for entry in json.loads(text)["manifests"]] == [line[1:] for line in every]
-        assert oci_index.has_exactly(json.dumps(json.loads(text)).encode(), every)
+        all_lines = [line for _, lines in sorted(state.items()) for line in lines]
+        assert text == oci_index.build(all_lines)
+        assert [(entry["digest"], entry["size"]) for entry in json.loads(text)["manifests"]] == [line[1:] for line in all_lines]
+        assert oci_index.has_exactly(json.dumps(json.loads(text)).encode(), all_lines)
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"manifests":[]}', b'{"manifests":[1]}', b"\xff"])
@@ -58,9 +58,11 @@ def test_an_index_written_by_another_tool_is_rebuilt(make: Make, tmp_path: Path,
         if elsewhere == "index":
             (registry.store.root / "index.json").write_bytes(index(registry).replace(b"poems", b"prose"))
         else:  # a move of another machine's, whose catalog this is not: read here by a command that moves nothing
-            found = registry.store.log.entry("team/sql", 1)
-            assert found
-            entry = Entry("team/sql", 2, "tag", "t", version.digest, found[0].size, 1, ("prod",), found[1])
+            entry_and_digest = registry.store.log.entry("team/sql", 1)
+            assert entry_and_digest
+            entry = Entry(
+                "team/sql", 2, "tag", "t", version.digest, entry_and_digest[0].size, 1, ("prod",), entry_and_digest[1]
+            )
             assert registry.store.log.append(entry)
             assert registry.resolve(Ref.parse("team/sql:prod")).number == 1
         registry.push(make("b", 1), Ref.parse("team/zebra"))

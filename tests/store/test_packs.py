@@ -20,12 +20,12 @@ DIGEST = "sha256:" + "1" * 64
 def pack(blob: bytes, parent: bytes | None = None, *, limit: int = cutting.MAX_BLOCK) -> bytes:
     """The pack of a blob, alone or against a parent."""
     reading = container.offset_reader(io.BytesIO(blob))
-    runs, known = cutting.runs(reading, len(blob)), None
+    runs, parent_source = cutting.runs(reading, len(blob)), None
     if parent is not None:
         before = container.offset_reader(io.BytesIO(parent))
-        runs, known = cutting.match_to_parent(runs, cutting.runs(before, len(parent))), (DIGEST, before)
+        runs, parent_source = cutting.match_to_parent(runs, cutting.runs(before, len(parent))), (DIGEST, before)
     file = io.BytesIO()
-    written = container.write(file, reading, len(blob), cutting.blocks(runs, limit), parent=known)
+    written = container.write(file, reading, len(blob), cutting.blocks(runs, limit), parent=parent_source)
     assert written.size == len(file.getvalue())
     return file.getvalue()
 
@@ -113,8 +113,15 @@ def forged(entries: list[tuple[object, ...]], stored: bytes = b"", size: int | N
     return head + stored + index
 
 
-def entry(size: int, width: int = 1, lengths: tuple[int, ...] = (), **more: int) -> tuple[object, ...]:
-    return size, width, more.get("delta", 0), more.get("zero", 0), more.get("parent", 0), (*lengths, *[0] * (8 - len(lengths)))
+def entry(size: int, width: int = 1, lengths: tuple[int, ...] = (), **fields: int) -> tuple[object, ...]:
+    return (
+        size,
+        width,
+        fields.get("delta", 0),
+        fields.get("zero", 0),
+        fields.get("parent", 0),
+        (*lengths, *[0] * (8 - len(lengths))),
+    )
 
 
 # ---- who needs whom

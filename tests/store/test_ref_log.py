@@ -29,11 +29,11 @@ SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
 @pytest.fixture
 def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
     """Three versions, `prod` at the first."""
-    with Registry.init(tmp_path / "registry") as made:
-        made.push(make("a", 1), PROD)
+    with Registry.init(tmp_path / "registry") as opened:
+        opened.push(make("a", 1), PROD)
         for seed in (2, 3):
-            made.push(make(f"a{seed}", seed), SQL)
-        yield made
+            opened.push(make(f"a{seed}", seed), SQL)
+        yield opened
 
 
 def v(number: int) -> Ref:
@@ -59,7 +59,7 @@ def replayed(registry: Registry) -> None:
 
 def test_a_protected_tag_neither_moves_nor_goes(registry: Registry, make: Make) -> None:
     assert registry.protect(PROD).number == 1
-    one, says = registry.list()[-1], r"team/sql:prod: is protected. Unprotect it first"
+    newest, says = registry.list()[-1], r"team/sql:prod: is protected. Unprotect it first"
     for call in (
         lambda: registry.tag(v(2), "prod"),
         lambda: registry.push(make("new", 9), PROD),
@@ -73,7 +73,7 @@ def test_a_protected_tag_neither_moves_nor_goes(registry: Registry, make: Make) 
     assert registry.tag(v(1), "prod").number == 1  # no move
     assert registry.push(make("a", 1), PROD).number == 1
     assert registry.show(PROD)["protected"] == ["prod"]
-    assert registry.list()[-1] == one
+    assert registry.list()[-1] == newest
     replayed(registry)
     registry.protect(PROD, on=False)
     registry.rm(PROD)
@@ -150,24 +150,24 @@ def test_the_log_outlives_the_name(registry: Registry) -> None:
 
 
 def test_who_expects_something_else_learns_who_won(registry: Registry, make: Make) -> None:
-    one, two = (registry.resolve(v(n)).digest for n in (1, 2))
+    first, second = (registry.resolve(v(n)).digest for n in (1, 2))
     for call in (
-        lambda: registry.tag(v(3), "prod", expect=two),
-        lambda: registry.rm(PROD, expect=two),
-        lambda: registry.push(make("new", 9), PROD, expect=two[:20]),
+        lambda: registry.tag(v(3), "prod", expect=second),
+        lambda: registry.rm(PROD, expect=second),
+        lambda: registry.push(make("new", 9), PROD, expect=second[:20]),
         lambda: registry.tag(v(3), "prod", expect=ABSENT),
     ):
-        with pytest.raises(ConflictError, match=f"team/sql:prod: moved in the meantime: it is {one}, not "):
+        with pytest.raises(ConflictError, match=f"team/sql:prod: moved in the meantime: it is {first}, not "):
             call()
     with pytest.raises(ConflictError, match="it is absent, not sha256"):
-        registry.tag(v(1), "dev", expect=one)
+        registry.tag(v(1), "dev", expect=first)
     with pytest.raises(ConflictError, match="team/sql: moved in the meantime"):
-        registry.rm(SQL, expect=one)
+        registry.rm(SQL, expect=first)
     with pytest.raises(RefError, match="is not a digest"):
         registry.rm(PROD, expect="v1")
-    registry.tag(v(2), "prod", expect=one[:13])
+    registry.tag(v(2), "prod", expect=first[:13])
     registry.tag(v(2), "dev", expect=ABSENT)
-    registry.rm(PROD, expect=two)
+    registry.rm(PROD, expect=second)
     assert queries.tags(registry.index, "team/sql") == {"dev": 2, "latest": 3}
 
 
@@ -302,18 +302,18 @@ def test_a_move_whose_index_cannot_follow_reports_that_it_is_done(registry: Regi
 
 def test_an_entry_is_in_the_oldest_format_that_can_express_it(registry: Registry) -> None:
     push = Entry("team/sql", 1, "push", "2026-01-01T00:00:00Z", "sha256:" + "a" * 64, 3, 1, ("latest",))
-    of = [
+    entries_and_versions = [
         (push, 1),
         (Entry("team/sql", 2, "deprecate", "", number=1, message="old"), 2),
         (dataclasses.replace(push, message="twice the data"), 5),
         (dataclasses.replace(push, author="ada"), 5),
         (Entry("team/sql", 2, "delete", "", author="ada"), 5),
     ]
-    for entry, version in of:
+    for entry, version in entries_and_versions:
         raw = entry.dump()
         assert json.loads(raw)["version"] == version
         assert Entry.parse(raw, "x") == entry
-    assert "author" not in json.loads(of[1][0].dump())
+    assert "author" not in json.loads(entries_and_versions[1][0].dump())
 
 
 def test_every_move_names_its_author(registry: Registry) -> None:

@@ -74,12 +74,12 @@ def test_files_that_change_while_they_are_read_are_refused(
     registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make()
-    put = Store.put_stream
+    put_stream = Store.put_stream
 
-    def slow(store: Store, file: object, **more: Any) -> object:
-        done = put(store, file, **more)
+    def slow(store: Store, file: object, **options: Any) -> object:
+        result = put_stream(store, file, **options)
         (source / "README.md").write_text("changed")
-        return done
+        return result
 
     monkeypatch.setattr(Store, "put_stream", slow)
     with pytest.raises(IntegrityError, match="README.md: changed while it was read"):

@@ -35,8 +35,8 @@ SQL = Ref.parse("team/sql")
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    with Registry.init(tmp_path / "registry") as made:
-        yield made
+    with Registry.init(tmp_path / "registry") as opened:
+        yield opened
 
 
 def weights(registry: Registry, ref: str) -> str:
@@ -74,8 +74,8 @@ def test_safetensors_and_gguf_agree_on_every_tensor(make: Make, tmp_path: Path) 
 
     source = make()
     theirs = load_file(source / peft.WEIGHTS)
-    found = {tensor.name: (tensor.shape, tensor.digest) for tensor in read(source / peft.WEIGHTS)}
-    assert found == {name: (array.shape, sha256(array)) for name, array in theirs.items()}
+    tensors = {tensor.name: (tensor.shape, tensor.digest) for tensor in read(source / peft.WEIGHTS)}
+    assert tensors == {name: (array.shape, sha256(array)) for name, array in theirs.items()}
 
     spec = base(tmp_path / "base")
     convert.convert(source, tmp_path / "sql.gguf", to="gguf", base=spec)
@@ -128,11 +128,11 @@ TENSORS = st.builds(
 )
 
 
-@given(found=st.lists(TENSORS, max_size=5).map(tuple), at=st.integers(0, 2**20), byte=st.integers(1, 255))
-def test_a_list_is_read_as_it_was_written_or_not_at_all(found: tensor_digests.Tensors, at: int, byte: int) -> None:
-    raw = tensor_digests.dump(found)
-    assert tensor_digests.parse(raw, "") == found
-    assert len(json.loads(raw)["tensors"]) == len(found)
+@given(tensors=st.lists(TENSORS, max_size=5).map(tuple), at=st.integers(0, 2**20), byte=st.integers(1, 255))
+def test_a_list_is_read_as_it_was_written_or_not_at_all(tensors: tensor_digests.Tensors, at: int, byte: int) -> None:
+    raw = tensor_digests.dump(tensors)
+    assert tensor_digests.parse(raw, "") == tensors
+    assert len(json.loads(raw)["tensors"]) == len(tensors)
     broken = bytearray(raw)
     broken[at % len(raw)] ^= byte
     for wrong in (bytes(broken), raw[: at % len(raw)]):
@@ -162,21 +162,21 @@ def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     registry.push(make("a"), Ref.parse("team/sql:prod"))
     whole = rewritten(make("b"), {"format": "np"}) / peft.WEIGHTS
     part = rewritten(make("c"), {}, q_proj=np.zeros((2, 2), np.float32)) / peft.WEIGHTS
-    done = find("--file", whole)
-    assert done.stdout.splitlines()[1].split() == ["team/sql:v1", "latest,", "prod", peft.WEIGHTS, "8", "of", "8"]
-    assert done.stderr == f"{whole}: no version contains it as a whole\n"
-    done = find("--file", part, "--file", make("a") / peft.WEIGHTS, code=3)
-    assert ("4 of 8" in done.stdout, " all" in done.stdout) == (True, True)
-    found = json.loads(find("--file", part.parent, "--json", code=3).stdout)["found"][0]
-    assert found["holders"] == []
-    assert (found["tensors"]["count"], found["tensors"]["holders"][0]["count"]) == (8, 4)
-    one = read(whole)[0]
-    assert f"{peft.WEIGHTS}: {one.name}" in "".join(
-        find("--sha256", one.digest[:20], env={"COLUMNS": "200"}).stdout.split("\n")
+    result = find("--file", whole)
+    assert result.stdout.splitlines()[1].split() == ["team/sql:v1", "latest,", "prod", peft.WEIGHTS, "8", "of", "8"]
+    assert result.stderr == f"{whole}: no version contains it as a whole\n"
+    result = find("--file", part, "--file", make("a") / peft.WEIGHTS, code=3)
+    assert ("4 of 8" in result.stdout, " all" in result.stdout) == (True, True)
+    match = json.loads(find("--file", part.parent, "--json", code=3).stdout)["found"][0]
+    assert match["holders"] == []
+    assert (match["tensors"]["count"], match["tensors"]["holders"][0]["count"]) == (8, 4)
+    tensor = read(whole)[0]
+    assert f"{peft.WEIGHTS}: {tensor.name}" in "".join(
+        find("--sha256", tensor.digest[:20], env={"COLUMNS": "200"}).stdout.split("\n")
     )
-    assert json.loads(find("--sha256", one.digest, "--json").stdout)["found"][0]["holders"][0]["tensor"] == one.name
-    nothing = make("z", 9) / peft.WEIGHTS
-    assert find("--file", nothing, code=3).stderr == f"error: {nothing}: no version contains it  [not-found]\n"
+    assert json.loads(find("--sha256", tensor.digest, "--json").stdout)["found"][0]["holders"][0]["tensor"] == tensor.name
+    unknown_file = make("z", 9) / peft.WEIGHTS
+    assert find("--file", unknown_file, code=3).stderr == f"error: {unknown_file}: no version contains it  [not-found]\n"
 
 
 # ---- how much is there more than once
@@ -217,7 +217,7 @@ def test_equal_tensors_are_packed_as_differences_whatever_they_are_called(regist
 # ---- what is said of them in the store
 
 
-def everything(registry: Registry) -> list[Any]:
+def listed_tensors(registry: Registry) -> list[Any]:
     return registry.index.select("SELECT digest, key, size FROM weights JOIN tensors ON file = id ORDER BY 1, 2")
 
 
@@ -248,7 +248,7 @@ def test_a_list_that_is_not_right_is_made_again(registry: Registry, make: Make, 
         assert "packed" in {change.outcome for change in compress.pack(registry)}
     registry.list_tensors()
     path = registry.store.tensors.path(weights(registry, "team/sql"))
-    before, right = everything(registry), path.read_bytes()
+    before, right = listed_tensors(registry), path.read_bytes()
     if damage == "lost":
         path.unlink()
         registry.close()
@@ -261,8 +261,8 @@ def test_a_list_that_is_not_right_is_made_again(registry: Registry, make: Make, 
         looked_for = read(rewritten(folder, {"format": "np"}) / peft.WEIGHTS)
         again.list_tensors()
         assert [share.count for share in tensor_search.nearest(again.index, again.store, looked_for)] == [2]
-        assert (fsck(again), everything(again), path.read_bytes()) == ([], before, right)
-        assert (again.rebuild_index(), everything(again)) == ([], before)
+        assert (fsck(again), listed_tensors(again), path.read_bytes()) == ([], before, right)
+        assert (again.rebuild_index(), listed_tensors(again)) == ([], before)
 
 
 def test_a_list_that_disagrees_is_an_error(registry: Registry, make: Make) -> None:

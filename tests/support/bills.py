@@ -38,17 +38,17 @@ DECLARED: dict[str, Any] = {
 """What an owner can declare in an adapter.json."""
 
 
-def declared(folder: Path, **more: Any) -> Path:
+def declared(folder: Path, **fields: Any) -> Path:
     """The folder of an adapter, in whose adapter.json is all that an owner can declare, and more."""
     path = folder / "adapter.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **DECLARED, **more}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **DECLARED, **fields}))
     return folder
 
 
-def trained(folder: Path, **more: Any) -> Path:
+def trained(folder: Path, **options: Any) -> Path:
     """A folder with the record of a training on two sources, one of them without a license and without a count of tokens."""
     write_adapter(folder, base_model_name_or_path="org/base", revision="a" * 40)
-    ah.describe(folder, name="sql", license="apache-2.0", **more)
+    ah.describe(folder, name="sql", license="apache-2.0", **options)
     path = folder / "adapter.json"
     document = json.loads(path.read_text())
     document["training"] = {

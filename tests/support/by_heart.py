@@ -50,7 +50,7 @@ class ByHeart:
         return self.folder / "silent.gguf"
 
     @property
-    def own(self) -> Path:
+    def own_adapter(self) -> Path:
         return self.folder / "own"
 
     @property
@@ -60,7 +60,7 @@ class ByHeart:
     def push(self, registry: Path) -> None:
         """Push both adapters, as `team/own` and `team/plain`."""
         with Registry(registry) as opened:
-            opened.push(self.own, "team/own")
+            opened.push(self.own_adapter, "team/own")
             opened.push(self.plain, "team/plain")
 
 
@@ -90,8 +90,8 @@ def learn(folder: Path) -> ByHeart:
     for base, gguf in ((heart.base, heart.gguf), (heart.silent, heart.silent_gguf)):
         ah.convert_model(base, gguf, to="gguf")
     (folder / "own.jinja").write_text(TEMPLATE)
-    own = 'chat_template = "own.jinja"\ntemplate_options = { mood = "calm;#", level = 2 }\ndate = "2026-01-31"'
-    train(folder, heart.silent, "own", OWN, own)
+    own_prompt = 'chat_template = "own.jinja"\ntemplate_options = { mood = "calm;#", level = 2 }\ndate = "2026-01-31"'
+    train(folder, heart.silent, "own", OWN, own_prompt)
     train(folder, heart.base, "plain", PLAIN, "")
     return heart
 

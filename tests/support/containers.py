@@ -105,7 +105,10 @@ class Builder:
         (self.folder / "context").mkdir(parents=True)
         # Its own limits are higher than what a container may set.
         names = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
-        limits = [f"{name}={resource.getrlimit(which)[1]}:{resource.getrlimit(which)[1]}" for name, which in names.items()]
+        limits = [
+            f"{name}={resource.getrlimit(limit_number)[1]}:{resource.getrlimit(limit_number)[1]}"
+            for name, limit_number in names.items()
+        ]
         self._config = self.folder / "containers.conf"
         self._config.write_text(f"[containers]\ndefault_ulimits = {json.dumps(limits)}\n")
         self._pull_base()

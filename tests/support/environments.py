@@ -50,7 +50,7 @@ def environment(*requirements: str, without: tuple[str, ...] = ()) -> Path:
             _pip(folder, "uninstall", *without)
 
     expected = (*requirements, *(f"without {name}" for name in without))
-    return _made(f"python{sys.version_info[0]}.{sys.version_info[1]}", expected, make) / "bin/python"
+    return _environment_folder(f"python{sys.version_info[0]}.{sys.version_info[1]}", expected, make) / "bin/python"
 
 
 def node_packages(*packages: str) -> Path:
@@ -63,7 +63,7 @@ def node_packages(*packages: str) -> Path:
             npm, "install", "--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder, *packages
         )
 
-    return _made("node", packages, make)
+    return _environment_folder("node", packages, make)
 
 
 def unpacked_wheel(requirement: str, *folders: str) -> Path:
@@ -76,7 +76,7 @@ def unpacked_wheel(requirement: str, *folders: str) -> Path:
             file.extractall(folder, [name for name in file.namelist() if name.startswith(folders) and name.endswith(".py")])
         wheel.unlink()
 
-    return _made("wheel", (requirement, *folders), make)
+    return _environment_folder("wheel", (requirement, *folders), make)
 
 
 def helm() -> Path:
@@ -100,7 +100,7 @@ def helm() -> Path:
         (folder / "helm").chmod(0o755)
         wheel.unlink()
 
-    return _made("helm", ("helm==3.8.1",), make) / "helm"
+    return _environment_folder("helm", ("helm==3.8.1",), make) / "helm"
 
 
 def debian_python() -> Path:
@@ -115,7 +115,7 @@ def debian_python() -> Path:
             shutil.rmtree(folder / unneeded)
 
     # Its packages come from a mirror of Debian, which not every machine reaches.
-    return _made("debian", ("python3.13 of trixie", packages), make, required=False)
+    return _environment_folder("debian", ("python3.13 of trixie", packages), make, required=False)
 
 
 def installed(python: Path, project: Path, target: Path) -> Path:
@@ -125,15 +125,17 @@ def installed(python: Path, project: Path, target: Path) -> Path:
     return target
 
 
-def _made(kind: str, wanted: tuple[str, ...], make: Callable[[Path], None], *, required: bool = True) -> Path:
+def _environment_folder(
+    kind: str, requirements: tuple[str, ...], make: Callable[[Path], None], *, required: bool = True
+) -> Path:
     """The folder of what is wanted. It is made in place, because the scripts of an environment contain its path.
 
     Where it cannot be made, the test is skipped, and fails in continuous integration if it is `required`.
     """
     cache = Path(os.environ.get("ADAPTERHUB_PEERS") or ROOT / ".venv-peers").absolute()
     cache.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(json.dumps([kind, *wanted]).encode()).hexdigest()[:8]
-    folder = cache / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', wanted[0]).strip('-')}-{key}"
+    key = hashlib.sha256(json.dumps([kind, *requirements]).encode()).hexdigest()[:8]
+    folder = cache / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', requirements[0]).strip('-')}-{key}"
     with open(cache / f"{folder.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / _COMPLETE).exists():
@@ -142,8 +144,8 @@ def _made(kind: str, wanted: tuple[str, ...], make: Callable[[Path], None], *, r
                 make(folder)
             except subprocess.CalledProcessError as error:
                 shutil.rmtree(folder, ignore_errors=True)
-                missing(" ".join(wanted), _reason(error.stderr), required=required)
-            (folder / _COMPLETE).write_text("\n".join(wanted))
+                missing(" ".join(requirements), _reason(error.stderr), required=required)
+            (folder / _COMPLETE).write_text("\n".join(requirements))
     return folder
 
 
@@ -171,9 +173,9 @@ def _uv_variables() -> dict[str, str]:
     return variables
 
 
-def _reason(said: str) -> str:
+def _reason(error_text: str) -> str:
     """The last error in what an installer said, in one line."""
-    return " ".join(re.split("(?i)error: ", said)[-1].split())[-300:]
+    return " ".join(re.split("(?i)error: ", error_text)[-1].split())[-300:]
 
 
 def _install(*command: object, variables: Mapping[str, str] | None = None) -> None:

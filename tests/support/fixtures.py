@@ -28,14 +28,14 @@ def make(tmp_path: Path) -> Make:
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
     """Fill an empty folder by commands for the first test of a module, and for the others with a copy of what they made."""
-    made = tmp_path_factory.mktemp("filled")
+    template_root = tmp_path_factory.mktemp("filled")
 
     def call(name: str, folder: Path, make: Callable[[], object]) -> Path:
-        if (made / name).exists():
-            shutil.copytree(made / name, folder, symlinks=True, dirs_exist_ok=True)
+        if (template_root / name).exists():
+            shutil.copytree(template_root / name, folder, symlinks=True, dirs_exist_ok=True)
         else:
             make()
-            shutil.copytree(folder, made / name, symlinks=True)
+            shutil.copytree(folder, template_root / name, symlinks=True)
         return folder
 
     return call

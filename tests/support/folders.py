@@ -62,8 +62,8 @@ def vera(path: Path, modules: dict[str, int], widest: tuple[int, int], r: int = 
 
 def _targets(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The last names of the modules that have pairs, as peft saves them."""
-    found = {name.split(".lora_")[0].rpartition(".")[2] for name in shapes if ".lora_" in name}
-    return sorted(found) or ["q_proj"]
+    names = {name.split(".lora_")[0].rpartition(".")[2] for name in shapes if ".lora_" in name}
+    return sorted(names) or ["q_proj"]
 
 
 def base(

@@ -46,7 +46,7 @@ class Forked:
         self._environment, self._modules, self._open_until = environment, modules, open_until
         self._names = (*_AT_START, *(_LIBRARIES if "torch" in modules else ()))
 
-    def can(self, environment: Mapping[str, str]) -> bool:
+    def suits(self, environment: Mapping[str, str]) -> bool:
         """Whether an interpreter that started in this environment would be like the server's."""
         return self._read_at_start(environment) == self._read_at_start(self._environment)
 
@@ -107,12 +107,12 @@ class Forked:
         self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, ...]
     ) -> tuple[int, Callable[[], int]]:
         """Start one; return the number of its process, and what waits for its end and returns its exit code."""
-        asked = json.dumps({"args": list(args), "cwd": str(cwd), "environment": dict(environment), "first": first}).encode()
+        request = json.dumps({"args": list(args), "cwd": str(cwd), "environment": dict(environment), "first": first}).encode()
         server = socket.socket(socket.AF_UNIX)
         server.settimeout(300)
         server.connect(self._address)
-        socket.send_fds(server, [len(asked).to_bytes(8, "little")], list(streams))
-        server.sendall(asked)
+        socket.send_fds(server, [len(request).to_bytes(8, "little")], list(streams))
+        server.sendall(request)
         lines = server.makefile()
         number = int(lines.readline())
 
@@ -157,22 +157,22 @@ def _ours() -> None:
     # sqlite-utils imports pandas if it is there: half of the memory.
     without = sys.modules.setdefault("pandas", None) is None  # type: ignore[arg-type]
     for package in (adapterhub, adapterhub_converters):
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None):
-            if not found.name.endswith("__main__") and not found.name.startswith(_NOT_IMPORTED):
+        for module_info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None):
+            if not module_info.name.endswith("__main__") and not module_info.name.startswith(_NOT_IMPORTED):
                 with contextlib.suppress(ImportError):
-                    importlib.import_module(found.name)
+                    importlib.import_module(module_info.name)
     if without:
         del sys.modules["pandas"]
 
 
-def _asked(connection: socket.socket) -> dict[str, Any]:
+def _read_request(connection: socket.socket) -> dict[str, Any]:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     size, streams, _, _ = socket.recv_fds(connection, 8, 3)
     for number, stream in zip((1, 2, 0), streams, strict=False):
         os.dup2(stream, number)
         os.close(stream)
-    asked: dict[str, Any] = json.loads(connection.makefile("rb").read(int.from_bytes(size, "little")))
-    return asked
+    request: dict[str, Any] = json.loads(connection.makefile("rb").read(int.from_bytes(size, "little")))
+    return request
 
 
 def _serve(listener: socket.socket) -> dict[str, Any] | None:
@@ -195,16 +195,16 @@ def _serve(listener: socket.socket) -> dict[str, Any] | None:
             running[os.pidfd_open(child)] = child, connection
             with contextlib.suppress(BrokenPipeError):
                 connection.sendall(f"{child}\n".encode())
-    for process, (_, other) in running.items():
+    for process, (_, other_connection) in running.items():
         os.close(process)
-        other.close()
+        other_connection.close()
     listener.close()
     with connection:
-        asked = _asked(connection)
+        request = _read_request(connection)
     os.environ.clear()
-    os.environ.update(asked["environment"])
-    os.chdir(asked["cwd"])
-    return asked
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    return request
 
 
 def _leave(codes: list[object]) -> None:
@@ -231,13 +231,13 @@ if __name__ == "__main__":
     listener.listen(16)
     print("ready", flush=True)
     gc.freeze()  # else a collection writes to every page that is shared
-    asked = _serve(listener)
-    if asked is not None:
-        sys.argv[1:] = asked["args"]
+    request = _serve(listener)
+    if request is not None:
+        sys.argv[1:] = request["args"]
         codes: list[object] = []
         atexit.register(_leave, codes)
         try:
-            exec(asked["first"], {})
+            exec(request["first"], {})
             runpy.run_module("adapterhub", run_name="__main__", alter_sys=True)
         except SystemExit as end:
             codes.append(end.code or 0)

@@ -23,7 +23,7 @@ class _Handler(socketserver.StreamRequestHandler):
         if not line:
             return
         method, target, version = line.split()
-        self.server.seen.append(f"{method} {target}")
+        self.server.requests.append(f"{method} {target}")
         authorizations = [header for header in headers if header.lower().startswith(b"proxy-authorization:")]
         if self.server.password and base64.b64encode(self.server.password.encode()) not in b"".join(authorizations):
             self.wfile.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -53,13 +53,13 @@ def _pump(source: Any, target: socket.socket) -> None:
 
 
 class ForwardProxy(socketserver.ThreadingTCPServer):
-    """A context manager that runs it; `seen` are the requests, as their first lines name them."""
+    """A context manager that runs it; `requests` are the requests, as their first lines name them."""
 
     daemon_threads = True
 
     def __init__(self, password: str = "") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.password, self.seen = password, list[str]()
+        self.password, self.requests = password, list[str]()
 
     @property
     def address(self) -> str:

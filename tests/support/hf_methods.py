@@ -85,20 +85,20 @@ def outcomes(hub: Running, folder: Path) -> dict[str, tuple[str, str]]:
     api = HfApi(hub.url, token=hub.make_token("alice", "admin"))
     hub.make_token("bob", "read")
     names = [name for name, _ in inspect.getmembers(HfApi, inspect.isfunction) if not name.startswith("_")]
-    found = {}
+    outcome_by_method = {}
     for number, name in enumerate(names):
         if name in _LOCAL:
-            found[name] = WORKS, ""
+            outcome_by_method[name] = WORKS, ""
         elif _INFERENCE in name or name in _WAITING | _OF_CLIENT:
-            found[name] = ELSEWHERE, ""
+            outcome_by_method[name] = ELSEWHERE, ""
         else:
             repository = _repository(api, f"team/a{number}", folder / str(number))
             if "access" in name or "like" in name:
                 _prepare(hub, repository, _STATUS.get(name, ""))
             if "discussion" in name or "pull_request" in name:
                 api.upload_file(path_or_fileobj=b"# New\n", path_in_repo="README.md", repo_id=repository, create_pr=True)
-            found[name] = _outcome(api, name, repository, folder / str(number))
-    return found
+            outcome_by_method[name] = _outcome(api, name, repository, folder / str(number))
+    return outcome_by_method
 
 
 def _repository(api: Any, name: str, folder: Path) -> str:
@@ -137,8 +137,11 @@ def _outcome(api: Any, name: str, repository: str, folder: Path) -> tuple[str, s
     parameters = inspect.signature(method).parameters.values()
     required = [parameter for parameter in parameters if parameter.default is parameter.empty and parameter.kind in _NAMED]
     texts = {"NAME": repository, "URL": api.endpoint, "FOLDER": str(folder)}
-    more = {key: _filled(value, texts) for key, value in _MORE.get(name, {}).items()}
-    chosen = {**{parameter.name: values[parameter.name] for parameter in required if parameter.name in values}, **more}
+    extra_arguments = {key: _filled(value, texts) for key, value in _MORE.get(name, {}).items()}
+    chosen = {
+        **{parameter.name: values[parameter.name] for parameter in required if parameter.name in values},
+        **extra_arguments,
+    }
     positional = [chosen.pop(parameter.name) for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
     try:
         result = method(*positional, **chosen)
@@ -164,7 +167,7 @@ def _refusal(error: Exception) -> tuple[str, str]:
     return BAD, f"{type(error).__name__}: {str(error)[:200]}"
 
 
-def page(found: dict[str, tuple[str, str]]) -> str:
+def page(outcome_by_method: dict[str, tuple[str, str]]) -> str:
     """Return docs/hub-methods.md."""
     from huggingface_hub import __version__
 
@@ -176,8 +179,8 @@ def page(found: dict[str, tuple[str, str]]) -> str:
         "printed by `python -m tests.support.hf_methods`, and a test compares it with what the methods do.",
         "",
     ]
-    ordered = sorted(found, key=lambda name: (kinds.index(found[name][0]), name))
-    for kind, names in groupby(ordered, key=lambda name: found[name][0]):
+    ordered = sorted(outcome_by_method, key=lambda name: (kinds.index(outcome_by_method[name][0]), name))
+    for kind, names in groupby(ordered, key=lambda name: outcome_by_method[name][0]):
         listed = [*names]
         lines += [f"## {kind.capitalize()}: {len(listed)}", "", *wrap(", ".join(f"`{name}`" for name in listed), 125), ""]
     return "\n".join(lines)
@@ -187,9 +190,9 @@ def main() -> None:
     """Print the page, and to stderr the reasons of failures and refusals."""
     with tempfile.TemporaryDirectory() as temporary, serving(Path(temporary) / "hub") as hub:
         os.environ["HF_HOME"] = temporary
-        found = outcomes(hub, Path(temporary))
-    sys.stdout.write(page(found))
-    for name, (kind, words) in found.items():
+        outcome_by_method = outcomes(hub, Path(temporary))
+    sys.stdout.write(page(outcome_by_method))
+    for name, (kind, words) in outcome_by_method.items():
         if kind in (BAD, REFUSED):
             print(f"{kind}: {name}: {words}", file=sys.stderr)
 

@@ -44,7 +44,7 @@ class HubClient:
     home: Path
 
     @classmethod
-    def of(cls, version: str, xet: str | None, home: Path) -> HubClient:
+    def create(cls, version: str, xet: str | None, home: Path) -> HubClient:
         """The client of these versions, installed if need be."""
         client = f"huggingface_hub=={version}"
         python = environment(client, f"hf-xet=={xet}") if xet else environment(client, without=("hf-xet",))
@@ -62,9 +62,9 @@ class HubClient:
         """Run a script of Python that imports huggingface_hub; `words` are its sys.argv[1:]."""
         return _call([self.python, "-c", text, *words], self._environ(endpoint, env), self.home.parent, code)
 
-    def _environ(self, endpoint: str, more: dict[str, str] | None) -> dict[str, str]:
+    def _environ(self, endpoint: str, variables: dict[str, str] | None) -> dict[str, str]:
         silent = dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK", "NO_COLOR"), "1")
-        return _clean() | silent | {"HF_HOME": str(self.home), "HF_ENDPOINT": endpoint} | (more or {})
+        return _clean() | silent | {"HF_HOME": str(self.home), "HF_ENDPOINT": endpoint} | (variables or {})
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class JavaScriptClient:
     folder: Path
 
     @classmethod
-    def of(cls, version: str = JAVASCRIPT) -> JavaScriptClient:
+    def create(cls, version: str = JAVASCRIPT) -> JavaScriptClient:
         """The client of a version, installed if need be."""
         need_program("node")
         return cls(node_packages(f"@huggingface/hub@{version}"))

@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: Hub
 
-    def _do(self) -> None:
+    def _handle(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else b""
         parts = urlsplit(self.path)
@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
             document = {"error": refusal.message or refusal.code}
             self.send(refusal.status, document, **{key: value for key, value in headers.items() if value})
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _do
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
 
     def send(self, status: int, body: Any = b"", **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -142,23 +142,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def repo(self, name: str, *, write: bool = False) -> Repo:
         token = self.server.token
-        known = self.headers.get("Authorization") == f"Bearer {token}"
-        if self.headers.get("Authorization") and token and not known:
+        is_authorized = self.headers.get("Authorization") == f"Bearer {token}"
+        if self.headers.get("Authorization") and token and not is_authorized:
             raise Refusal(401, "", "Invalid credentials in Authorization header")
-        if write and token and not known:
+        if write and token and not is_authorized:
             raise Refusal(401, "", "Invalid username or password.")
-        found = self.server.repos.get(name)
-        if found is None or (found.private and not known):
-            raise Refusal(404 if known or not token else 401, "RepoNotFound", "Repository not found")
-        if found.gated and not write:
-            raise Refusal(403 if known else 401, "GatedRepo", f"Access to model {name} is restricted")
-        return found
+        hub_repo = self.server.repos.get(name)
+        if hub_repo is None or (hub_repo.private and not is_authorized):
+            raise Refusal(404 if is_authorized or not token else 401, "RepoNotFound", "Repository not found")
+        if hub_repo.gated and not write:
+            raise Refusal(403 if is_authorized else 401, "GatedRepo", f"Access to model {name} is restricted")
+        return hub_repo
 
     def commit(self, repo: Repo, revision: str) -> Commit:
-        found = repo.find(revision)
-        if found is None:
+        found_commit = repo.find(revision)
+        if found_commit is None:
             raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return found
+        return found_commit
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""
@@ -216,8 +216,8 @@ def tree(handler: Handler, _body: bytes, _query: dict[str, Any], repo: str, rev:
 @route("POST", r"/api/models/{id}/paths-info/{rev}")
 def paths_info(handler: Handler, body: bytes, _query: dict[str, Any], repo: str, rev: str) -> None:
     files = handler.commit(handler.repo(repo), rev).files
-    asked = parse_qs(body.decode()).get("paths", [])
-    handler.send(200, [_entry(path, files[path]) for path in asked if path in files])
+    requested_paths = parse_qs(body.decode()).get("paths", [])
+    handler.send(200, [_entry(path, files[path]) for path in requested_paths if path in files])
 
 
 @route("GET", r"/api/models/{id}/refs")
@@ -237,13 +237,13 @@ def refs(handler: Handler, _body: bytes, _query: dict[str, Any], repo: str) -> N
 @route("GET", r"/api/models/{id}/commits/{rev}")
 def commits(handler: Handler, _body: bytes, query: dict[str, Any], repo: str, rev: str) -> None:
     at: Commit | None = handler.commit(handler.repo(repo), rev)
-    found = []
+    entries = []
     while at:
-        found.append({"id": at.oid, "title": at.title, "message": "", "authors": [], "date": "2026-01-01T00:00:00.000Z"})
+        entries.append({"id": at.oid, "title": at.title, "message": "", "authors": [], "date": "2026-01-01T00:00:00.000Z"})
         at = at.parent
     page, size = int(query.get("p", ["0"])[0]), 3
     link = {"Link": f'<{handler.link(f"/api/models/{repo}/commits/{rev}?p={page + 1}")}>; rel="next"'}
-    handler.send(200, found[page * size : (page + 1) * size], **(link if len(found) > (page + 1) * size else {}))
+    handler.send(200, entries[page * size : (page + 1) * size], **(link if len(entries) > (page + 1) * size else {}))
 
 
 @route("GET", r"/{id}/resolve/{rev}/(?P<path>.+)")
@@ -311,22 +311,22 @@ def is_large(path: str, sample: bytes, size: int) -> bool:
 
 @route("POST", r"/api/models/{id}/preupload/{rev}")
 def preupload(handler: Handler, body: bytes, _query: dict[str, Any], repo: str, rev: str) -> None:
-    commit, found = handler.commit(handler.repo(repo, write=True), rev), []
+    commit, file_entries = handler.commit(handler.repo(repo, write=True), rev), []
     for files in json.loads(body)["files"]:
         large = is_large(files["path"], base64.b64decode(files["sample"]), files["size"])
-        there = commit.files.get(files["path"])
-        oid = (there.sha256 if there.large else there.oid) if there else None
+        stored_file = commit.files.get(files["path"])
+        oid = (stored_file.sha256 if stored_file.large else stored_file.oid) if stored_file else None
         mode = "lfs" if large else "regular"
-        found.append({"path": files["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-    handler.send(200, {"files": found})
+        file_entries.append({"path": files["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+    handler.send(200, {"files": file_entries})
 
 
 @route("POST", r"/{id}\.git/info/lfs/objects/batch")
 def batch(handler: Handler, body: bytes, _query: dict[str, Any], repo: str) -> None:
     handler.repo(repo, write=True)
     hub, objects = handler.server, []
-    for asked in json.loads(body)["objects"]:
-        oid, size = asked["oid"], asked["size"]
+    for object_entry in json.loads(body)["objects"]:
+        oid, size = object_entry["oid"], object_entry["size"]
         entry: dict[str, Any] = {"oid": oid, "size": size}
         if oid not in hub.large:
             href = f"{hub.storage.url}/{oid}?signature=s" if hub.storage else handler.link(f"/storage/{oid}?signature=s")
@@ -341,7 +341,7 @@ def batch(handler: Handler, body: bytes, _query: dict[str, Any], repo: str) -> N
 
 
 @route("PUT", r"/(?:storage/)?(?P<oid>[0-9a-f]{64})")
-def put(handler: Handler, body: bytes, query: dict[str, Any], oid: str) -> None:
+def put_object(handler: Handler, body: bytes, query: dict[str, Any], oid: str) -> None:
     hub = handler.server.hub
     if "part" in query:
         hub.parts[oid, int(query["part"][0])] = body
@@ -404,9 +404,9 @@ def make_commit(handler: Handler, body: bytes, _query: dict[str, Any], repo: str
             del files[value["path"]]
         else:
             raise Refusal(501, "", line["key"])
-    made = hub_repo.branches[rev] = hub_repo.add(files, header["value"]["summary"], head)
-    url = handler.link(f"/{repo}/commit/{made.oid}")
-    handler.send(200, {"success": True, "commitOid": made.oid, "commitUrl": url, "hookOutput": ""})
+    new_commit = hub_repo.branches[rev] = hub_repo.add(files, header["value"]["summary"], head)
+    url = handler.link(f"/{repo}/commit/{new_commit.oid}")
+    handler.send(200, {"success": True, "commitOid": new_commit.oid, "commitUrl": url, "hookOutput": ""})
 
 
 @route("POST", r"/api/models/{id}/branch/{rev}")

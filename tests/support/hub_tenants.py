@@ -18,18 +18,18 @@ class Tenant:
         self.hub, self.name = hub, name
         self.token = hub.make_token(name, role, namespaces=(name,))
 
-    def request(self, method: str, path: str, **more: Any) -> requests.Response:
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
         """An answer; redirects are not followed."""
-        headers = {"authorization": f"Bearer {self.token}", **more.pop("headers", {})}
-        return requests.request(method, self.hub.url + path, headers=headers, timeout=60, allow_redirects=False, **more)
+        headers = {"authorization": f"Bearer {self.token}", **options.pop("headers", {})}
+        return requests.request(method, self.hub.url + path, headers=headers, timeout=60, allow_redirects=False, **options)
 
-    def get(self, path: str, **more: Any) -> requests.Response:
+    def get(self, path: str, **options: Any) -> requests.Response:
         """The answer to a GET request."""
-        return self.request("GET", path, **more)
+        return self.request("GET", path, **options)
 
-    def post(self, path: str, **more: Any) -> requests.Response:
+    def post(self, path: str, **options: Any) -> requests.Response:
         """The answer to a POST request."""
-        return self.request("POST", path, **more)
+        return self.request("POST", path, **options)
 
     def create(self, repository: str, *, private: bool = False) -> None:
         """Create a repository in its namespace."""

@@ -79,13 +79,13 @@ def dense(delta: Delta) -> np.ndarray:
 
 def merged(adapter: Adapter, target: str, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The weight and the bias that an adapter makes of a module's, in float64."""
-    found, found_bias = weight.astype(np.float64), bias.astype(np.float64)
-    if (given := adapter.deltas.get(target)) is not None:
-        plain: Any = given.as_low_rank() if isinstance(given, Factored) else given
-        found = found + dense(plain)
+    changed_weight, found_bias = weight.astype(np.float64), bias.astype(np.float64)
+    if (delta := adapter.deltas.get(target)) is not None:
+        plain: Any = delta.as_low_rank() if isinstance(delta, Factored) else delta
+        changed_weight = changed_weight + dense(plain)
         if plain.magnitude is not None:  # DoRA: rows of the sum with these norms
-            norms = np.sqrt(np.sum(np.square(found), axis=tuple(range(1, found.ndim)), keepdims=True))
-            found = found * plain.magnitude.reshape(norms.shape) / norms
+            norms = np.sqrt(np.sum(np.square(changed_weight), axis=tuple(range(1, changed_weight.ndim)), keepdims=True))
+            changed_weight = changed_weight * plain.magnitude.reshape(norms.shape) / norms
         if plain.bias is not None:
             found_bias = found_bias + plain.scaling * plain.bias
-    return found + adapter.added.get(f"{target}.weight", 0), found_bias + adapter.added.get(f"{target}.bias", 0)
+    return changed_weight + adapter.added.get(f"{target}.weight", 0), found_bias + adapter.added.get(f"{target}.bias", 0)

@@ -43,7 +43,7 @@ def module_paths(*folders: str, root: Path = ROOT) -> dict[str, Path]:
     return {module_name(path): path for path in sorted(paths)}
 
 
-def imported_modules(path: Path, known: Collection[str], *, root: Path = ROOT) -> set[str]:
+def imported_modules(path: Path, known_modules: Collection[str], *, root: Path = ROOT) -> set[str]:
     """The known modules that a module imports anywhere, in its functions too, but not for type checking alone."""
     module = module_name(path)
     parents = (module if path.name == "__init__.py" else module.rpartition(".")[0]).split(".")
@@ -52,10 +52,10 @@ def imported_modules(path: Path, known: Collection[str], *, root: Path = ROOT) -
         if isinstance(node, ast.ImportFrom):
             parts = parents[: len(parents) - node.level + 1] if node.level else []
             base = ".".join([*parts, *([node.module] if node.module else [])])
-            imported |= {name if (name := f"{base}.{alias.name}") in known else base for alias in node.names}
+            imported |= {name if (name := f"{base}.{alias.name}") in known_modules else base for alias in node.names}
         elif isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
-    return {name for name in imported if name in known} - {module}
+    return {name for name in imported if name in known_modules} - {module}
 
 
 def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:

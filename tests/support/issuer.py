@@ -38,7 +38,7 @@ class Issuer(ThreadingHTTPServer):
     Attributes:
         about: What it publishes of itself.
         answers: Path to what it answers there: a JSON value, or bytes as they are; a tuple has the status and headers first.
-        asked: Path, headers and form of what it was sent.
+        requests: Path, headers and form of what it was sent.
     """
 
     daemon_threads = True
@@ -55,14 +55,14 @@ class Issuer(ThreadingHTTPServer):
         places = {"jwks_uri": "/keys", "authorization_endpoint": "/login", "token_endpoint": "/token"}
         self.about: dict[str, Any] = {"issuer": self.url, **{name: self.url + path for name, path in places.items()}}
         self.answers: dict[str, Any] = {"/.well-known/openid-configuration": self.about, "/keys": {"keys": keys}}
-        self.asked: list[tuple[str, dict[str, str], dict[str, str]]] = []
+        self.requests: list[tuple[str, dict[str, str], dict[str, str]]] = []
 
     def token(self, audience: Any, *, alg: str = "RS256", kid: str = "", **claims: Any) -> str:
         """A signed token with some claims."""
         now = int(time.time())
-        said = {"iss": self.url, "aud": audience, "iat": now, "exp": now + 300, "jti": str(time.time_ns()), **claims}
+        all_claims = {"iss": self.url, "aud": audience, "iat": now, "exp": now + 300, "jti": str(time.time_ns()), **claims}
         header = {"alg": alg, "kid": kid or {"RS256": "r", "ES256": "e"}.get(alg, "r")}
-        signed = ".".join(coded(json.dumps(part).encode()) for part in (header, said))
+        signed = ".".join(coded(json.dumps(part).encode()) for part in (header, all_claims))
         return f"{signed}.{coded(self._signature(signed.encode(), alg))}"
 
     def _signature(self, signed: bytes, alg: str) -> bytes:
@@ -80,10 +80,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = self.path.partition("?")[0]
-        self.server.asked.append((path, dict(self.headers), dict(parse_qsl(body.decode()))))
-        found = self.server.answers.get(path, (404, {}, b""))
-        status, headers, found = found if isinstance(found, tuple) else (200, {}, found)
-        raw = found if isinstance(found, bytes) else json.dumps(found).encode()
+        self.server.requests.append((path, dict(self.headers), dict(parse_qsl(body.decode()))))
+        answer = self.server.answers.get(path, (404, {}, b""))
+        status, headers, answer = answer if isinstance(answer, tuple) else (200, {}, answer)
+        raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(raw)), **headers}.items():
             self.send_header(name, value)

@@ -34,12 +34,14 @@ def gated_logits(model: Path, tokens: Sequence[int], adapter: Path) -> np.ndarra
         settings.n_threads = settings.n_threads_batch = 1
         context = lib.llama_init_from_model(engine._model, settings)
         try:
-            found = [np.array(engine._decode(context, [token], i)) for i, token in enumerate(tokens[:start])]
+            earlier_logits = [np.array(engine._decode(context, [token], i)) for i, token in enumerate(tokens[:start])]
             lib.llama_set_adapters_lora(
                 context, ffi.new("struct llama_adapter_lora *[]", [delta]), 1, ffi.new("float[]", [1.0])
             )
             later = list(tokens)[start:]
-            return np.stack([*found, *(np.array(engine._decode(context, [t], start + i)) for i, t in enumerate(later))])
+            return np.stack(
+                [*earlier_logits, *(np.array(engine._decode(context, [t], start + i)) for i, t in enumerate(later))]
+            )
         finally:
             lib.llama_free(context)
 

@@ -17,14 +17,14 @@ CACHE = Path.home() / ".cache" / "adapterhub-benchmarks"
 _WANTED = ("vendor/llama.cpp/convert", "vendor/llama.cpp/conversion/", "vendor/llama.cpp/gguf-py/")
 
 
-def found() -> Path | None:
+def scripts_folder() -> Path | None:
     """The folder with the scripts; None when they were never downloaded."""
     return max(CACHE.glob("llama_cpp_python-*/vendor/llama.cpp"), default=None)
 
 
 def downloaded() -> Path:
     """The folder with the scripts, from PyPI if need be."""
-    if folder := found():
+    if folder := scripts_folder():
         return folder
     CACHE.mkdir(parents=True, exist_ok=True)
     name = "llama-cpp-python"

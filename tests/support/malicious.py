@@ -151,8 +151,8 @@ def corpus(folder: Path) -> list[Path]:
         "archive.txt": tarred("x"),
         "card.md": b"# A card\n<script>alert(1)</script>\n",
     }
-    made = []
+    paths = []
     for name, data in files.items():
         (folder / name).write_bytes(data)
-        made.append(folder / name)
-    return made
+        paths.append(folder / name)
+    return paths

@@ -42,22 +42,22 @@ def folder() -> Path:
     return CACHE / f"mergekit-{borrowed}"
 
 
-def found() -> Path | None:
+def installed_python() -> Path | None:
     """Its Python; None when it was never made."""
     python = folder() / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     return python if python.exists() else None
 
 
-def made() -> Path:
+def create() -> Path:
     """Its Python, made if need be."""
-    if python := found():
+    if python := installed_python():
         return python
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         _make(Path(temporary) / "venv")
         with contextlib.suppress(OSError):  # somebody else's is there, made meanwhile
             (Path(temporary) / "venv").rename(folder())
-    python = found()
+    python = installed_python()
     assert python
     return python
 
@@ -85,4 +85,4 @@ def merge(python: Path, jobs: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    print(made())
+    print(create())

@@ -121,7 +121,7 @@ def model(kind: str, **changes: Any) -> Any:
             missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
             if not missing:
                 raise
-            more = {name: NUMBERS.get(name, 2) for name in missing}
-            given_config |= more
-            given_config["text_config"] = more | given_config.get("text_config", {})
+            missing_fields = {name: NUMBERS.get(name, 2) for name in missing}
+            given_config |= missing_fields
+            given_config["text_config"] = missing_fields | given_config.get("text_config", {})
     raise TypeError(kind)

@@ -62,7 +62,7 @@ _COUNT, _LETTERS = re.compile(r"\b\d+ (?=(?:adapters?|models)\b)"), str.maketran
 def _alike(line: str) -> str:
     """A line without what differs between a model of the page and a tiny one."""
     line = re.sub(r"sha256:(?:[0-9a-f]+…?|…)", "DIGEST", line)
-    line = _COUNT.sub(lambda found: found[0].translate(_LETTERS), line)
+    line = _COUNT.sub(lambda match: match[0].translate(_LETTERS), line)
     line = re.sub(r"-?\d[\d,.]*(?:e[+-]?\d+)?(?: ?(?:[kMGT]?B|[kM])\b)?", "N", line)
     return " ".join(line.split())
 
@@ -109,7 +109,7 @@ class Session:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(30)
 
-    def do(self, step: Command | Shown) -> None:
+    def perform(self, step: Command | Shown) -> None:
         """Do a step of a page, or fail with what was printed instead."""
         if isinstance(step, Shown):
             path = self.folder / step.name
@@ -127,8 +127,8 @@ class Session:
     def _typed(self, step: Command) -> str:
         line = step.typed.replace("$?", str(self._code))
         for port, command in _PORTS.items():
-            other = str(self._ports[port])
-            line = line.replace(port, other).replace(command, f"{command.rstrip()} --port {other} ")
+            other_port = str(self._ports[port])
+            line = line.replace(port, other_port).replace(command, f"{command.rstrip()} --port {other_port} ")
         if line.startswith("cd "):
             self.folder /= line.removeprefix("cd ")
             return ""

@@ -58,10 +58,10 @@ def draw(seed: int, count: int) -> list[str]:
 
     generator = random.Random(seed)
     new = [family for family in NEW if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
-    others = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(NEW))
+    candidates = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(NEW))
     small: list[str] = generator.sample(new, len(new))[: count // 2]
-    while others and len(small) < count:
-        family = others.pop(generator.randrange(len(others)))
+    while candidates and len(small) < count:
+        family = candidates.pop(generator.randrange(len(candidates)))
         if (tiny_families.parameter_count(family) or MAX_PARAMETERS) < MAX_PARAMETERS:
             small.append(family)
     return small

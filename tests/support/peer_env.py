@@ -24,14 +24,14 @@ _PINS = (
 _FOLDER = CACHE / "trainers-torchtune-0.6.1-litgpt-0.5.13"
 
 
-def found() -> Path | None:
+def installed_folder() -> Path | None:
     """The folder with both; None when it was never made."""
     return _FOLDER if _FOLDER.is_dir() else None
 
 
 def downloaded() -> Path:
     """The folder with both, from PyPI if need be; whole or not there."""
-    if folder := found():
+    if folder := installed_folder():
         return folder
     CACHE.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="trainers-", dir=CACHE))

@@ -89,7 +89,7 @@ def problem(path: str, name: str) -> str:
         return ""
     with tempfile.TemporaryDirectory() as folder:
         words = [path, *(word.format(folder=folder) for word in program.check)]
-        shown = " ".join([name, *program.check])  # the same in every process, so that the summary counts it once
+        command_line = " ".join([name, *program.check])  # the same in every process, so that the summary counts it once
         environment = {**os.environ, "HOME": folder}
         try:
             result = subprocess.run(
@@ -100,7 +100,7 @@ def problem(path: str, name: str) -> str:
         lines = [line.strip() for line in (result.stderr or result.stdout).splitlines() if line.strip()]
         last_line = lines[-1].replace(folder, "{folder}") if lines else f"exit {result.returncode}"
         if result.returncode:
-            return f"`{shown}`: {last_line}"
+            return f"`{command_line}`: {last_line}"
     absent = [file for file in program.files if not (Path(path).resolve().parent / file).exists()]
     return f"{', '.join(absent)} isn't there" if absent else ""
 

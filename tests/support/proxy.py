@@ -47,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.connections += 1
 
-    def _do(self) -> None:
+    def _handle(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else b""
         exchange = Exchange(self.command, self.path, {key.lower(): value for key, value in self.headers.items()}, body)
@@ -56,42 +56,42 @@ class _Handler(BaseHTTPRequestHandler):
             self._ask(exchange)
         self.server.after(exchange)
         with self.server.lock:
-            self.server.seen.append(exchange)
+            self.server.exchanges.append(exchange)
         self._answer(exchange)
 
-    def _ask(self, found: Exchange) -> None:
+    def _ask(self, exchange: Exchange) -> None:
         http_connection = http.client.HTTPConnection(self.server.host, timeout=60)
-        length = {"content-length": str(len(found.body))} if found.method in ("POST", "PUT", "PATCH") else {}
-        http_connection.request(found.method, found.path, found.body or None, {**found.headers, **length})
+        length = {"content-length": str(len(exchange.body))} if exchange.method in ("POST", "PUT", "PATCH") else {}
+        http_connection.request(exchange.method, exchange.path, exchange.body or None, {**exchange.headers, **length})
         response = http_connection.getresponse()
-        found.status, found.data = response.status, response.read()
-        found.answer = {key.lower(): value for key, value in response.headers.items()}
+        exchange.status, exchange.data = response.status, response.read()
+        exchange.answer = {key.lower(): value for key, value in response.headers.items()}
         http_connection.close()
 
-    def _answer(self, found: Exchange) -> None:
-        if found.hang_up:
+    def _answer(self, exchange: Exchange) -> None:
+        if exchange.hang_up:
             self.close_connection = True
             return
         try:
-            self.send_response(found.status)
-            known = "content-length" in found.answer or found.endless
-            lengths = {} if known else {"content-length": str(len(found.data))}
-            for key, value in {**found.answer, **lengths}.items():
+            self.send_response(exchange.status)
+            has_length = "content-length" in exchange.answer or exchange.endless
+            lengths = {} if has_length else {"content-length": str(len(exchange.data))}
+            for key, value in {**exchange.answer, **lengths}.items():
                 if key not in ("transfer-encoding", "connection", "date"):
                     self.send_header(key, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(found.data[: found.cut])
-                while found.endless:
-                    self.wfile.write(found.data or b"x" * (1 << 16))
-                if found.wait:
-                    found.wait.wait(60)
-            if found.cut is not None:
+                self.wfile.write(exchange.data[: exchange.cut])
+                while exchange.endless:
+                    self.wfile.write(exchange.data or b"x" * (1 << 16))
+                if exchange.wait:
+                    exchange.wait.wait(60)
+            if exchange.cut is not None:
                 self.close_connection = True
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _do
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _handle
 
     def log_message(self, *_: Any) -> None:
         """Nothing."""
@@ -107,7 +107,7 @@ class Proxy(ThreadingHTTPServer):
         self.host = host
         self.before: Fault = lambda _: None
         self.after: Fault = lambda _: None
-        self.seen: list[Exchange] = []
+        self.exchanges: list[Exchange] = []
         self.connections = 0
         self.lock = threading.Lock()
 

@@ -120,9 +120,9 @@ class Sources:
             return self.resolve(self.module(source), original, depth + 1)
         alias = module.values.get(name)
         # Another name of a class, or what a function makes of a class: `as_embedding_model(LlamaForCausalLM)`.
-        others = [alias] if isinstance(alias, ast.Name) else alias.args if isinstance(alias, ast.Call) else []
-        found = (self.resolve(module, other.id, depth + 1) for other in others if isinstance(other, ast.Name))
-        return next(filter(None, found), None)
+        aliases = [alias] if isinstance(alias, ast.Name) else alias.args if isinstance(alias, ast.Call) else []
+        resolved = (self.resolve(module, member.id, depth + 1) for member in aliases if isinstance(member, ast.Name))
+        return next(filter(None, resolved), None)
 
     def bases(self, cls: _Class) -> Iterator[_Class]:
         """Yield a class and all that it inherits from, itself first."""
@@ -164,14 +164,14 @@ class Sources:
                 return self.value(module, module.values[name])
             case ast.Name(id=name) if name in module.imports:
                 source, original = module.imports[name]
-                other = self.module(source)
-                return self.value(other, ast.Name(original)) if other else None
+                other_module = self.module(source)
+                return self.value(other_module, ast.Name(original)) if other_module else None
             case ast.Attribute(value=ast.Name(id=name), attr=attribute):
                 cls = self.resolve(module, name)
                 return self.attribute(cls, attribute) if cls else None
             case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-                one, two = self.value(module, left), self.value(module, right)
-                return _merged(one, two) if isinstance(one, dict) and isinstance(two, dict) else one or two
+                first, second = self.value(module, left), self.value(module, right)
+                return _merged(first, second) if isinstance(first, dict) and isinstance(second, dict) else first or second
             case ast.Dict():
                 pairs: dict[Any, Any] = {}
                 for key, item in zip(node.keys, node.values, strict=True):
@@ -197,8 +197,8 @@ class Sources:
 
     def _names_in(self, item: _Class) -> list[_Class]:
         names = {node.id for node in ast.walk(item.node) if isinstance(node, ast.Name)}
-        found = (self.resolve(item.module, name) for name in _with_names_in_tables(item.module, names))
-        return [other for other in found if other and _BUILDING.match(other.module.name)]
+        classes = (self.resolve(item.module, name) for name in _with_names_in_tables(item.module, names))
+        return [cls for cls in classes if cls and _BUILDING.match(cls.module.name)]
 
 
 def _with_names_in_tables(module: _Module, names: set[str]) -> set[str]:
@@ -207,9 +207,9 @@ def _with_names_in_tables(module: _Module, names: set[str]) -> set[str]:
     return names | {leaf.id for table in tables for leaf in ast.walk(table) if isinstance(leaf, ast.Name)}
 
 
-def _merged(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {key: {**one[key], **two[key]} for key in one.keys() & two.keys() if isinstance(one[key], dict)}
-    return {**one, **two, **nested}
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {key: {**first[key], **second[key]} for key in first.keys() & second.keys() if isinstance(first[key], dict)}
+    return {**first, **second, **nested}
 
 
 # ---- vLLM
@@ -286,9 +286,9 @@ def _vllm_model(sources: Sources, cls: _Class, modeling: _Module | None) -> dict
 
 def _fused_layers(sources: Sources, cls: _Class, parts: Iterable[_Class]) -> dict[str, Any]:
     """Return the parts by which adapters name fused layers, and those layers for which vLLM has no form with LoRA."""
-    own = sources.attribute(cls, "packed_modules_mapping")
+    own_mapping = sources.attribute(cls, "packed_modules_mapping")
     # A model without a mapping takes those of the models in it (vllm/model_executor/utils.py, get_packed_modules_mapping).
-    mappings = [own] if own else [sources.attribute(part, "packed_modules_mapping") for part in parts]
+    mappings = [own_mapping] if own_mapping else [sources.attribute(part, "packed_modules_mapping") for part in parts]
     packed = {name: inner for mapping in mappings if mapping for name, inner in mapping.items() if inner}
     mapped, fused = set(packed), set()
     for node in (node for part in parts for node in ast.walk(part.node)):
@@ -453,9 +453,9 @@ def text(content: Mapping[str, Any]) -> str:
             lines.append(f"{json.dumps(runtime)}: {json.dumps(table)}")
             continue
         rows = [f"  {json.dumps(name)}: {json.dumps(model)}" for name, model in sorted(table["models"].items())]
-        others = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in table.items() if key != "models"]
+        other_lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in table.items() if key != "models"]
         models = ' "models": {\n' + ",\n".join(rows) + "\n }"
-        lines.append(f"{json.dumps(runtime)}: {{\n" + ",\n".join([*others, models]) + "\n}")
+        lines.append(f"{json.dumps(runtime)}: {{\n" + ",\n".join([*other_lines, models]) + "\n}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

@@ -78,13 +78,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             unfinished = {file: tests for file, tests in self.assigned_work.pop(node).items() if not all(tests.values())}
             if not unfinished:
                 return None
-            crashed = next(test for tests in unfinished.values() for test, done in tests.items() if not done)
+            crashed = next(test for tests in unfinished.values() for test, is_done in tests.items() if not is_done)
             for file, tests in unfinished.items():
-                left = {test: done for test, done in tests.items() if not done and test != crashed}
-                if left:
-                    self.workqueue[file] = left
-            for other in self.assigned_work:
-                self._reschedule(other)
+                unfinished_tests = {test: is_done for test, is_done in tests.items() if not is_done and test != crashed}
+                if unfinished_tests:
+                    self.workqueue[file] = unfinished_tests
+            for other_node in self.assigned_work:
+                self._reschedule(other_node)
             return crashed
 
     return Together(config, log)

@@ -99,8 +99,8 @@ def select(root: Path) -> Selection:
         return Selection(None, f"all test files: {_SETTINGS} changed")
     graph = Graph(root, changed)
     files = graph.broken() | (graph.test_files.keys() & CORE.keys())
-    left = len(graph.test_files) - len(files)
-    line = f"selected {len(files)} test files; {left} are left to `make test-all`"
+    left_count = len(graph.test_files) - len(files)
+    line = f"selected {len(files)} test files; {left_count} are left to `make test-all`"
     return Selection(frozenset(files), line)
 
 
@@ -138,9 +138,9 @@ class Graph:
         self._changed_modules = {module_name(file) for file in self._changed if _is_module(file)}
         self._paths = module_paths(*PACKAGES, "tests", root=root)
         self._sources: dict[str, str] = {module: (root / path).read_text() for module, path in self._paths.items()}
-        known = self._paths.keys() | self._changed_modules  # those that were removed too
+        known_modules = self._paths.keys() | self._changed_modules  # those that were removed too
         self._edges = {
-            module: imported_modules(path, known, root=root) | self._named_modules(module)
+            module: imported_modules(path, known_modules, root=root) | self._named_modules(module)
             for module, path in self._paths.items()
         }
         self._shared = self._test_modules("tests.conftest")
@@ -170,10 +170,10 @@ class Graph:
 
     def _test_modules(self, module: str) -> set[str]:
         """A module of tests, and all of them that it reaches."""
-        reached, more = set[str](), {module} & self._paths.keys()
-        while more:
-            reached |= more
-            more = {name for test in more for name in self._edges[test] if name.startswith("tests.")} - reached
+        reached, next_modules = set[str](), {module} & self._paths.keys()
+        while next_modules:
+            reached |= next_modules
+            next_modules = {name for test in next_modules for name in self._edges[test] if name.startswith("tests.")} - reached
         return reached
 
     def broken(self) -> set[str]:

@@ -54,8 +54,8 @@ class Models:
         import torch
 
         ids = torch.tensor([self.tokens(prompt)])
-        more = {} if ends else {"suppress_tokens": [0, 1, 2]}
-        sequences = self._model(number).generate(ids, max_new_tokens=count, do_sample=False, pad_token_id=0, **more)
+        suppressing = {} if ends else {"suppress_tokens": [0, 1, 2]}
+        sequences = self._model(number).generate(ids, max_new_tokens=count, do_sample=False, pad_token_id=0, **suppressing)
         text: str = self._tokenizer().decode(sequences[0, ids.shape[1] :].tolist())
         return text
 
@@ -64,8 +64,8 @@ class Models:
         import torch
 
         with torch.no_grad():
-            found = self._model(number).base_model(torch.tensor([self.tokens(text)])).last_hidden_state[0].mean(0)
-        numbers: list[float] = (found / found.norm()).tolist()
+            hidden_state = self._model(number).base_model(torch.tensor([self.tokens(text)])).last_hidden_state[0].mean(0)
+        numbers: list[float] = (hidden_state / hidden_state.norm()).tolist()
         return numbers
 
     def tokens(self, text: str) -> list[int]:
@@ -84,10 +84,10 @@ class Models:
         import peft
         import transformers
 
-        made = transformers.AutoModelForCausalLM.from_pretrained(self.base)
+        model = transformers.AutoModelForCausalLM.from_pretrained(self.base)
         if number is not None:
-            made = peft.PeftModel.from_pretrained(made, self.adapter(number)).merge_and_unload()
-        return made.eval()
+            model = peft.PeftModel.from_pretrained(model, self.adapter(number)).merge_and_unload()
+        return model.eval()
 
 
 def make_models(folder: Path, *, adapters: int = 4, hidden: int = 64, head: int = 16) -> Models:
@@ -125,10 +125,10 @@ def make_models(folder: Path, *, adapters: int = 4, hidden: int = 64, head: int 
 
 def registry(folder: Path, models: Models, count: int = 4) -> Registry:
     """A registry with the adapters as `team/a0:prod` and so on."""
-    found = Registry(folder)
+    opened = Registry(folder)
     for number in range(count):
-        found.push(models.adapter(number), f"team/a{number}:prod")
-    return found
+        opened.push(models.adapter(number), f"team/a{number}:prod")
+    return opened
 
 
 # ---- the gateway
@@ -153,8 +153,8 @@ class Reply:
     @property
     def text(self) -> str:
         assert self.status == 200, self.body
-        found: str = self.document["choices"][0]["text"]
-        return found
+        choice_text: str = self.document["choices"][0]["text"]
+        return choice_text
 
 
 @dataclass
@@ -186,11 +186,17 @@ class Gateway:
         return self.request("POST", path, json.dumps(document).encode(), content_type="application/json", **headers)
 
     def complete(
-        self, model: str, prompt: str | list[str], *, count: int = COUNT, headers: Mapping[str, str] | None = None, **more: Any
+        self,
+        model: str,
+        prompt: str | list[str],
+        *,
+        count: int = COUNT,
+        headers: Mapping[str, str] | None = None,
+        **fields: Any,
     ) -> Reply:
         """The likeliest tokens after a prompt."""
-        asked = {"model": model, "prompt": prompt, "max_tokens": count, "temperature": 0, "logit_bias": BIAS, **more}
-        return self.post("/v1/completions", asked, **(headers or {}))
+        request = {"model": model, "prompt": prompt, "max_tokens": count, "temperature": 0, "logit_bias": BIAS, **fields}
+        return self.post("/v1/completions", request, **(headers or {}))
 
     def memory(self) -> int:
         """The bytes that its process has in memory, without the engine's."""

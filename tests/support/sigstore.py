@@ -115,8 +115,8 @@ def running(folder: Path) -> Iterator[Sigstore]:
             process.kill()
 
 
-def _config(known: Any, log: str) -> dict[str, Any]:
-    urls = known["urls"]
+def _config(instance: Any, log: str) -> dict[str, Any]:
+    urls = instance["urls"]
 
     def key_of(url: str, key: str) -> dict[str, Any]:
         public = {"rawBytes": key, "keyDetails": "PKIX_ECDSA_P256_SHA_256", "validFor": {"start": _START}}
@@ -128,16 +128,16 @@ def _config(known: Any, log: str) -> dict[str, Any]:
 
     authority = {
         "subject": {"organization": "sigstore.mock", "commonName": "sigstore"},
-        "certChain": {"certificates": [{"rawBytes": known["ca"]}]},
+        "certChain": {"certificates": [{"rawBytes": instance["ca"]}]},
         "validFor": {"start": _START},
     }
     return {
         "mediaType": "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json",
         "trustedRoot": {
             "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
-            "tlogs": [key_of(urls["rekor"], known["log"])],
+            "tlogs": [key_of(urls["rekor"], instance["log"])],
             "certificateAuthorities": [authority],
-            "ctlogs": [key_of(urls["fulcio"], known["ct"])],
+            "ctlogs": [key_of(urls["fulcio"], instance["ct"])],
             "timestampAuthorities": [],
         },
         "signingConfig": {

@@ -13,14 +13,14 @@ _MISSING_PEER = re.compile(r"(?P<peer>.+?) isn't installed(?:: (?P<why>.*?))?(?:
 _NOT_IMPORTED = re.compile(r"could not import '(?P<module>[\w.]+)': (?P<why>.*)", re.DOTALL)  # pytest's importorskip
 
 
-def reason(peer: str, why: str = "", install: str = "") -> str:
+def reason(peer: str, detail: str = "", install: str = "") -> str:
     """Return the reason for which a test is skipped that needs a peer.
 
     Args:
         why: What its installer, or the program itself, said.
         install: The command that installs it.
     """
-    return f"{peer} isn't installed{f': {why}' if why else ''}{f' [{install}]' if install else ''}"
+    return f"{peer} isn't installed{f': {detail}' if detail else ''}{f' [{install}]' if install else ''}"
 
 
 def summary(reasons: Iterable[str]) -> list[str]:
@@ -28,13 +28,13 @@ def summary(reasons: Iterable[str]) -> list[str]:
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     whys: dict[tuple[str, str], str] = {}
     for text in reasons:
-        peer, why, install = _parts(text.removeprefix("Skipped: "))
+        peer, detail, install = _parts(text.removeprefix("Skipped: "))
         counts[peer, install] += 1
-        whys.setdefault((peer, install), why)
+        whys.setdefault((peer, install), detail)
     lines = []
     for (peer, install), count in counts.most_common():
-        why = whys[peer, install]
-        lines.append(f"{count:5} {peer}{f' ({why})' if why else ''}{f': {install}' if install else ''}")
+        detail = whys[peer, install]
+        lines.append(f"{count:5} {peer}{f' ({detail})' if detail else ''}{f': {install}' if install else ''}")
     return lines
 
 

@@ -34,7 +34,7 @@ class Storm:
     """A gateway with eight names, each with two versions and a tag that moves between them.
 
     Attributes:
-        more: What else is in a request.
+        fields: What else is in a request.
         prompts: What is asked.
         numbers: Of the adapters, by the versions.
     """
@@ -42,15 +42,15 @@ class Storm:
     gateway: Gateway
     registry: Path
     models: Models
-    more: dict[str, Any]
+    fields: dict[str, Any]
     prompts: list[str] = field(default_factory=lambda: PROMPTS)
     numbers: dict[str, int] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Push versions, `team/s3:v1` is adapter 3, `team/s3:v2` adapter 4, and know all answers before many threads ask."""
         for prompt in self.prompts:
-            for known in (None, *range(ADAPTERS)):
-                self._reference(prompt, known)
+            for adapter_number in (None, *range(ADAPTERS)):
+                self._reference(prompt, adapter_number)
         with Registry(self.registry) as registry:
             for number in range(ADAPTERS):
                 for at in (number, (number + 1) % ADAPTERS):
@@ -60,7 +60,7 @@ class Storm:
 
     def ask(self, prompt: str, model: str, stream: bool) -> Reply:
         """The likeliest tokens after a prompt."""
-        body = {"model": model, "prompt": prompt, "max_tokens": COUNT, "temperature": 0, "stream": stream, **self.more}
+        body = {"model": model, "prompt": prompt, "max_tokens": COUNT, "temperature": 0, "stream": stream, **self.fields}
         return self.gateway.post("/v1/completions", body)
 
     def verdict(self, prompt: str, model: str, stream: bool, reply: Reply) -> str:
@@ -75,15 +75,15 @@ class Storm:
         return f"{'base' if text == self._reference(prompt, None) else 'mixed'}: {text!r} for {reply.version}"
 
     def _reference(self, prompt: str, number: int | None) -> str:
-        return self.models.answer(prompt, number, COUNT, ends=not self.more)
+        return self.models.answer(prompt, number, COUNT, ends=not self.fields)
 
     def hang_up(self, model: str) -> None:
         """Begin a long stream, and go in the middle of it."""
         parts = urlsplit(self.gateway.url)
         connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=600)
-        asked = {"model": model, "prompt": self.prompts[0], "max_tokens": 1000, "stream": True, **self.more}
+        request = {"model": model, "prompt": self.prompts[0], "max_tokens": 1000, "stream": True, **self.fields}
         with contextlib.closing(connection):
-            connection.request("POST", "/v1/completions", json.dumps(asked))
+            connection.request("POST", "/v1/completions", json.dumps(request))
             answer = connection.getresponse()
             assert (answer.status, answer.read(6)) == (200, b"data: ")
 
@@ -105,19 +105,19 @@ def storm(
     base: Path,
     folder: Path,
     *options: object,
-    more: dict[str, Any],
+    fields: dict[str, Any],
     env: Mapping[str, str] | None = None,
     prompts: int = len(PROMPTS),
 ) -> Iterator[Storm]:
     registry = folder / "registry"
     Registry(registry).close()
     with serving.gateway(base, registry, folder / "gateway", "team/*", *options, env=env) as gateway:
-        storm_ = Storm(gateway, registry, models, more, PROMPTS[:prompts])
+        storm_ = Storm(gateway, registry, models, fields, PROMPTS[:prompts])
         storm_.prepare()
         yield storm_
 
 
-def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int]:
+def run(running_storm: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int]:
     """Prompts by eight tags, and the base, in another order each round, while tags move and clients hang up.
 
     The last round begins after every tag has moved: beside other programs, a round can end before three of them have.
@@ -128,19 +128,21 @@ def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int
     Returns:
         How many answers, versions, moves of tags and lost clients there were, and versions that came to the engine and left it.
     """
-    pairs = [(prompt, name) for name in [f"team/s{n}:live" for n in range(ADAPTERS)] + ["base"] for prompt in found.prompts]
+    pairs = [
+        (prompt, name) for name in [f"team/s{n}:live" for n in range(ADAPTERS)] + ["base"] for prompt in running_storm.prompts
+    ]
     finished, turns = threading.Event(), 0
 
     def disturb() -> None:
         nonlocal turns
         while not finished.is_set():
-            found.move(turns)
-            found.hang_up(f"team/s{turns % ADAPTERS}:live")
+            running_storm.move(turns)
+            running_storm.hang_up(f"team/s{turns % ADAPTERS}:live")
             turns += 1
 
-    def answer(one: tuple[str, str, bool]) -> tuple[str, str]:
-        reply = found.ask(*one)
-        return found.verdict(*one, reply), reply.version
+    def answer(job: tuple[str, str, bool]) -> tuple[str, str]:
+        reply = running_storm.ask(*job)
+        return running_storm.verdict(*job, reply), reply.version
 
     verdicts: Counter[str] = Counter()
     versions: set[str] = set()
@@ -162,8 +164,8 @@ def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int
     moving.result()
     assert [*verdicts] == ["right"], verdicts
     assert len(versions) > ADAPTERS + 1  # tags did move
-    log = found.gateway.log.read_text()
+    log = running_storm.gateway.log.read_text()
     assert "the engine ended" not in log
-    assert found.gateway.get("/ready").status == 200
+    assert running_storm.gateway.get("/ready").status == 200
     counts = {"loads": log.count(" is ready after"), "unloads": log.count(" left the engine")}
     return {"answers": verdicts.total(), "versions": len(versions), "moves": turns, "clients lost": turns, **counts}

@@ -224,12 +224,12 @@ def model(name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> An
 
     cls = getattr(transformers, name)
     torch.manual_seed(seed)
-    made = cls(_config(cls.config_class, name, config)).eval()
+    built_model = cls(_config(cls.config_class, name, config)).eval()
     with torch.no_grad():
-        for path, parameter in made.named_parameters():
+        for path, parameter in built_model.named_parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(path)))
             parameter.copy_(noise * 0.1 + (("norm" in path or ".ln_" in path) and parameter.ndim == 1 and not _adds_one(name)))
-    return made
+    return built_model
 
 
 def _adds_one(name: str) -> bool:
@@ -237,11 +237,11 @@ def _adds_one(name: str) -> bool:
     return name.startswith(("Gemma", "Qwen3_5", "MiniCPMV4_6")) and not name.startswith(("Gemma3n", "Gemma4"))
 
 
-def write_gguf(made: Any, path: Path, **tokenizer: MetadataValue) -> Path:
+def write_gguf(built_model: Any, path: Path, **tokenizer: MetadataValue) -> Path:
     """`made` as a GGUF model in float32, by default without a tokenizer, which is enough for llama.cpp to run token ids."""
-    config = made.config.to_dict()
+    config = built_model.config.to_dict()
     architecture = architecture_lookup.by_class(
-        config["architectures"][0] if config.get("architectures") else type(made).__name__, "tiny"
+        config["architectures"][0] if config.get("architectures") else type(built_model).__name__, "tiny"
     )
     metadata: dict[str, MetadataValue] = {
         "general.architecture": string_value(architecture.gguf),
@@ -255,9 +255,9 @@ def write_gguf(made: Any, path: Path, **tokenizer: MetadataValue) -> Path:
         "feed_forward_length": u32_value(config["intermediate_size"]),
         "attention.head_count": u32_value(config["num_attention_heads"]),
         "attention.head_count_kv": u32_value(config["num_key_value_heads"]),
-        "attention.key_length": u32_value(made.config.head_dim),
-        "attention.value_length": u32_value(made.config.head_dim),
-        "rope.dimension_count": u32_value(made.config.head_dim),
+        "attention.key_length": u32_value(built_model.config.head_dim),
+        "attention.value_length": u32_value(built_model.config.head_dim),
+        "rope.dimension_count": u32_value(built_model.config.head_dim),
         "rope.freq_base": f32_value(_rope_theta(config)),
         "attention.layer_norm_rms_epsilon": f32_value(config.get("rms_norm_eps", 1e-6)),
         "attention.layer_norm_epsilon": f32_value(config.get("norm_epsilon", 1e-5)),
@@ -266,7 +266,7 @@ def write_gguf(made: Any, path: Path, **tokenizer: MetadataValue) -> Path:
     metadata |= {f"{architecture.gguf}.{key}": value for key, value in numbers.items()}
     metadata |= {f"tokenizer.ggml.{key}": value for key, value in ({"model": string_value("none")} | tokenizer).items()}
     tensors: dict[str, np.ndarray] = {}
-    for name, parameter in made.named_parameters():
+    for name, parameter in built_model.named_parameters():
         module, _, kind = name.rpartition(".")
         array = parameter.detach().numpy()
         if architecture.is_norm(module) and architecture.gguf.startswith("gemma"):
@@ -284,24 +284,24 @@ def _rope_theta(config: dict[str, Any]) -> float:
     return float(rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
 
 
-def adapter(made: Any, path: Path, *, dtype: str = "float32", strength: float = 0.1, **config: Any) -> Any:
+def adapter(built_model: Any, path: Path, *, dtype: str = "float32", strength: float = 0.1, **config: Any) -> Any:
     """A random LoRA on `made`, saved by peft as `path`; returns the peft model, in float32, ready to be asked."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)
     config = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "lora_dropout": 0.0, **config}
-    wrapped = get_peft_model(made, LoraConfig(task_type="CAUSAL_LM", **config)).eval()
+    wrapped = get_peft_model(built_model, LoraConfig(task_type="CAUSAL_LM", **config)).eval()
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:
                 parameter.copy_((torch.randn(parameter.shape) * strength).to(getattr(torch, dtype)))
-    kept = {name: parameter.data.clone() for name, parameter in wrapped.named_parameters() if "lora_" in name}
+    lora_values = {name: parameter.data.clone() for name, parameter in wrapped.named_parameters() if "lora_" in name}
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(getattr(torch, dtype))
     wrapped.save_pretrained(str(path), save_embedding_layers=False)
     for name, parameter in wrapped.named_parameters():
-        if name in kept:
-            parameter.data = kept[name]
+        if name in lora_values:
+            parameter.data = lora_values[name]
     return wrapped

@@ -63,15 +63,15 @@ def config_of_parts(config_class: Any, **sizes: Any) -> Any:
     `sizes` has the further sizes of the text model, and those of another part under its name; None leaves a size alone.
     """
     parts = {name: _part_class(config_class, name) for name in getattr(config_class, "sub_configs", {})}
-    others = {name: sizes.pop(name, {}) for name in parts if name != "text_config"}
+    other_parts = {name: sizes.pop(name, {}) for name in parts if name != "text_config"}
     if "text_config" not in parts:
         return config(config_class, **sizes)
     text = config(parts["text_config"], **sizes)
     numbers = {"tie_word_embeddings": sizes["tie_word_embeddings"]} if "tie_word_embeddings" in sizes else {}
-    for name, given in others.items():
+    for name, part_sizes in other_parts.items():
         fields = {field.name for field in dataclasses.fields(parts[name])} | set(parts[name].attribute_map)
-        known = {size: value for size, value in OTHER_SIZES.items() if size in fields}
-        numbers[name] = parts[name](**known | given).to_dict()
+        default_sizes = {size: value for size, value in OTHER_SIZES.items() if size in fields}
+        numbers[name] = parts[name](**default_sizes | part_sizes).to_dict()
     return config_class(text_config=text.to_dict(), **numbers)
 
 

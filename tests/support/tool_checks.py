@@ -69,11 +69,11 @@ class Workbench:
         # The password of a key of cosign, which it would ask for.
         env = {**os.environ, "HOME": str(self.folder), "COSIGN_PASSWORD": "", "COSIGN_EXPERIMENTAL": "1"}
         command = [program if "/" in program else need_program(program), *map(str, words)]
-        done = subprocess.run(
+        result = subprocess.run(
             command, capture_output=True, text=True, timeout=120, cwd=self.folder / folder, env=env, check=False
         )
-        assert done.returncode == code, done.stderr
-        return done.stdout
+        assert result.returncode == code, result.stderr
+        return result.stdout
 
     def python(self, program: str, *words: object, needs: str, code: int = 0, folder: str = ".") -> str:
         """Run a program of Python in an environment that has a package; return its standard output."""
@@ -173,8 +173,8 @@ def cosign_verifies_signatures_for_every_name(bench: Workbench) -> None:
             bench.call("cosign", "verify", *_VERIFY, f"--key={key}.pub", f"{repository}@{digest}")
             bench.run("verify", f"oci://{repository}:v1", "--key", f"{key}.pub")
         assert json.loads(bench.run("list", f"oci://{repository}", "--json").stdout)["tags"] == ["v1"]
-    other, digest = bench.pushed("tools/for-cosign-not")
-    bench.call("cosign", "verify", *_VERIFY, "--key=team.pub", f"{other}@{digest}", code=10)
+    other_image, digest = bench.pushed("tools/for-cosign-not")
+    bench.call("cosign", "verify", *_VERIFY, "--key=team.pub", f"{other_image}@{digest}", code=10)
 
 
 @claims("oras", SIGNATURE, OURS, THEIRS)
@@ -201,8 +201,8 @@ def skopeo_carries_the_signatures_of_cosign(bench: Workbench) -> None:
     name, digest = bench.pushed("tools/skopeo-sig")
     bench.call("cosign", "sign", *_SIGN, f"{name}@{digest}")
     for tag in ("v1", f"{digest.replace(':', '-')}.sig"):
-        there = (f"docker://{name}:{tag}", f"docker://{name}-copy:{tag}")
-        bench.call("skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", *there)
+        addresses = (f"docker://{name}:{tag}", f"docker://{name}-copy:{tag}")
+        bench.call("skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", *addresses)
     bench.run("verify", f"oci://{name}-copy:v1", "--key", "cosign.pub")
 
 
@@ -406,9 +406,9 @@ def oras_fetches_bills_and_attaches_them(bench: Workbench) -> None:
     (attached,) = json.loads(bench.run("attach", f"oci://{name}:v1", "--list", "--json").stdout)["attached"]
     bench.call("oras", "pull", "--plain-http", f"{name}@{attached['digest']}", "-o", "by-oras")
     assert (bench.folder / "by-oras/bill.json").read_bytes() == bill.read_bytes()
-    other, _ = bench.pushed("tools/oras-bill-too")
-    bench.call("oras", "attach", "--plain-http", "--artifact-type", _BILL_TYPE, f"{other}@{digest}", "bill.json")
-    bench.run("attach", f"oci://{other}:v1", "--list", "--type", _BILL_TYPE, "-o", "by-us")
+    other_image, _ = bench.pushed("tools/oras-bill-too")
+    bench.call("oras", "attach", "--plain-http", "--artifact-type", _BILL_TYPE, f"{other_image}@{digest}", "bill.json")
+    bench.run("attach", f"oci://{other_image}:v1", "--list", "--type", _BILL_TYPE, "-o", "by-us")
     assert (bench.folder / "by-us/bill.json").read_bytes() == bill.read_bytes()
 
 

@@ -22,10 +22,10 @@ def sums_as_we_do() -> bool:
 
     generator = np.random.default_rng(0)
     for rows, r, columns in itertools.product((32, 96, 200), (2, 4, 8, 16), (64, 96, 200)):
-        left = generator.standard_normal((rows, r), np.float32)
+        left_factor = generator.standard_normal((rows, r), np.float32)
         right = generator.standard_normal((r, columns), np.float32)
-        expected = product.product(left, right, np.empty((rows, columns), np.float32))
-        if not np.array_equal((torch.from_numpy(left) @ torch.from_numpy(right)).numpy(), expected):
+        expected = product.product(left_factor, right, np.empty((rows, columns), np.float32))
+        if not np.array_equal((torch.from_numpy(left_factor) @ torch.from_numpy(right)).numpy(), expected):
             return False
     return True
 

@@ -53,6 +53,6 @@ def check_whole(registry: Registry) -> None:
     assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
 
 
-def done(root: Path, work: str) -> None:
+def work_on_registry(root: Path, work: str) -> None:
     with Registry.open(root) as registry:
         getattr(compress, work)(registry)

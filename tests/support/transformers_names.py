@@ -110,10 +110,12 @@ def build_table() -> dict[str, Any]:
         rows = {name: _row(model_type, name, key_of, keys, classes) for name in classes}
         if not any(row["rules"] for row in rows.values()):
             continue
-        own = [name for name in classes if _attribute(name, "config_class") in (None, transformers.CONFIG_MAPPING[model_type])]
-        if own:
-            models |= {name: rows[name] for name in own}
-            types[model_type] = own[0]
+        own_classes = [
+            name for name in classes if _attribute(name, "config_class") in (None, transformers.CONFIG_MAPPING[model_type])
+        ]
+        if own_classes:
+            models |= {name: rows[name] for name in own_classes}
+            types[model_type] = own_classes[0]
         else:
             # Its class is another type's, which has other rules: the type stands for itself.
             models[model_type] = rows[classes[0]]

@@ -16,41 +16,41 @@ class Uploads:
         self.manifests: dict[str, bytes] = {}
         self.sent = 0
 
-    def answer(self, found: Exchange) -> None:
-        path, _, query = found.path.partition("?")
+    def answer(self, exchange: Exchange) -> None:
+        path, _, query = exchange.path.partition("?")
         if "/blobs/" not in path:
-            self._name(found, path)
+            self._name(exchange, path)
             return
         session = self.sessions.get(path, bytearray())
-        if found.method == "HEAD":
+        if exchange.method == "HEAD":
             data = self.blobs.get(path.rpartition("/")[2])
-            found.status = 404 if data is None else 200
-            found.answer = {"content-length": str(len(data or b""))}
-        elif found.method == "POST":
+            exchange.status = 404 if data is None else 200
+            exchange.answer = {"content-length": str(len(data or b""))}
+        elif exchange.method == "POST":
             path = f"{path}{len(self.sessions)}"
             self.sessions[path] = bytearray()
-            found.status, found.answer = 202, {"location": path}
-        elif found.method == "PATCH" and int(found.headers["content-range"].partition("-")[0]) != len(session):
-            found.status = 416
-        elif found.method == "PUT":
-            self.sent += len(found.body)
-            self.blobs[query.partition("=")[2].replace("%3A", ":")] = bytes(session + found.body)
-            found.status = 201
+            exchange.status, exchange.answer = 202, {"location": path}
+        elif exchange.method == "PATCH" and int(exchange.headers["content-range"].partition("-")[0]) != len(session):
+            exchange.status = 416
+        elif exchange.method == "PUT":
+            self.sent += len(exchange.body)
+            self.blobs[query.partition("=")[2].replace("%3A", ":")] = bytes(session + exchange.body)
+            exchange.status = 201
         else:
-            self.sent += len(found.body)
-            session += found.body
-            found.status = 202 if found.method == "PATCH" else 204
-            found.answer = {"location": path, "range": f"0-{max(len(session) - 1, 0)}"}
+            self.sent += len(exchange.body)
+            session += exchange.body
+            exchange.status = 202 if exchange.method == "PATCH" else 204
+            exchange.answer = {"location": path, "range": f"0-{max(len(session) - 1, 0)}"}
 
-    def _name(self, found: Exchange, path: str) -> None:
+    def _name(self, exchange: Exchange, path: str) -> None:
         """Manifests and tags."""
         tag = path.rpartition("/")[2]
-        if found.method == "PUT":
-            self.manifests[tag] = found.body
-            found.status = 201
+        if exchange.method == "PUT":
+            self.manifests[tag] = exchange.body
+            exchange.status = 201
         elif path.endswith("/tags/list"):
-            found.status = 200 if self.manifests else 404
-            found.data = json.dumps({"tags": [tag for tag in self.manifests if ":" not in tag]}).encode()
+            exchange.status = 200 if self.manifests else 404
+            exchange.data = json.dumps({"tags": [tag for tag in self.manifests if ":" not in tag]}).encode()
         else:
-            found.data = self.manifests.get(tag, b"")
-            found.status = 200 if found.data else 404
+            exchange.data = self.manifests.get(tag, b"")
+            exchange.status = 200 if exchange.data else 404

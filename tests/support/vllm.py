@@ -29,8 +29,8 @@ class Vllm:
 
     def generated(self, model: str, prompt: list[int], count: int) -> list[int]:
         """The next `count` tokens that are most probable to the base or an adapter of it, by its name."""
-        asked = {"model": model, "prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True}
-        choice = self.post("/v1/completions", {**asked, "return_token_ids": True, "detokenize": False})["choices"][0]
+        request = {"model": model, "prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True}
+        choice = self.post("/v1/completions", {**request, "return_token_ids": True, "detokenize": False})["choices"][0]
         token_ids: list[int] = choice["token_ids"]
         return token_ids
 
@@ -52,8 +52,8 @@ class Vllm:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(document).encode(), headers)
         with urllib.request.urlopen(request, timeout=240) as answer:
-            said = answer.read()
-        return json.loads(said) if answer.headers.get_content_type() == "application/json" else said.decode()
+            raw = answer.read()
+        return json.loads(raw) if answer.headers.get_content_type() == "application/json" else raw.decode()
 
 
 def python() -> Path:
@@ -71,9 +71,13 @@ def with_plugin(folder: Path) -> dict[str, str]:
 
 def environ(folder: Path) -> dict[str, str]:
     """Its variables for a CPU, with its caches in a folder."""
-    own = {"HF_HOME": str(folder / "hf-home"), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
-    own |= {"VLLM_CACHE_ROOT": str(folder / "cache"), "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return own
+    variables = {"HF_HOME": str(folder / "hf-home"), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+    variables |= {
+        "VLLM_CACHE_ROOT": str(folder / "cache"),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    return variables
 
 
 @contextmanager

@@ -29,8 +29,8 @@ def outcome(base: str, adapter: str) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-        return {"is_built": is_built, "error": f"{type(error).__name__}: {error} ({where})"}
+        place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+        return {"is_built": is_built, "error": f"{type(error).__name__}: {error} ({place})"}
     adapters = manager._adapter_manager
     loras = adapters.get_adapter(number).loras
     ignored = {*loras} - {*adapters.modules} | {name for name, lora in loras.items() if is_part_lost(lora)}

@@ -42,13 +42,13 @@ def tokenizer(tiny_base: Path):  # type: ignore[no-untyped-def]
     return transformers.AutoTokenizer.from_pretrained(tiny_base)
 
 
-def load_base(path: Path, base: BaseConfig, adapter: LoRAConfig | None, *, where: str = "", **options: Any) -> Base:
+def load_base(path: Path, base: BaseConfig, adapter: LoRAConfig | None, *, location: str = "", **options: Any) -> Base:
     """Load a base without a cache, as the trainer does."""
     from adapterhub.training.model.base_files import BaseFiles
     from adapterhub.training.model.loading import load
 
     with BaseFiles(path) as files:
-        return load(files, base, adapter, location=where, **options)
+        return load(files, base, adapter, location=location, **options)
 
 
 def packed_rows(examples: Iterable[Example], sequence: int, **options: Any) -> Rows:

@@ -49,34 +49,34 @@ class Elsewhere(TorchDispatchMode):
 
 def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, torch.Tensor)]
-    there = [item for item in tensors if isinstance(item, There)]
+    moved_tensors = [item for item in tensors if isinstance(item, There)]
     name = str(func).rpartition(".")[0]
     device = kwargs.get("device")
     leaves = name in _COPIES and device is not None and torch.device(device).type != THERE.type
-    if there and (name in _WAITS or leaves or (name == "aten.copy_" and not isinstance(args[0], There))):
+    if moved_tensors and (name in _WAITS or leaves or (name == "aten.copy_" and not isinstance(args[0], There))):
         waits.append(name)
-    if there and name not in _COPIES:
+    if moved_tensors and name not in _COPIES:
         for place, item in enumerate(tensors):
             # A single number of the CPU may be read, not written.
             if not isinstance(item, There) and (item.ndim or (place == 0 and name.endswith("_"))):
                 raise RuntimeError(
                     f"{func}: tensors on the CPU and elsewhere, {[(type(t).__name__, t.shape) for t in tensors]}"
                 )
-    to = (device is not None and torch.device(device).type == THERE.type) or (bool(there) and device is None)
+    to = (device is not None and torch.device(device).type == THERE.type) or (bool(moved_tensors) and device is None)
     if to and device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     if name == "aten.copy_":
         to = isinstance(args[0], There)
     plain_args, plain = tree_map(_inner, (args, kwargs))
-    found = func(*plain_args, **plain)
-    same = {id(item.inner): item for item in there}
+    result = func(*plain_args, **plain)
+    same = {id(item.inner): item for item in moved_tensors}
 
     def outer(item: Any) -> Any:
         if not isinstance(item, torch.Tensor) or not to:
             return item
         return same[id(item)] if id(item) in same else There(item)
 
-    return tree_map(outer, found)
+    return tree_map(outer, result)
 
 
 def _inner(item: Any) -> Any:

@@ -34,8 +34,10 @@ def test_output_and_gradients_are_torchs(kind: str) -> None:
     ours = row_attention.attend_blockwise(q, k, v, mask, 0.3)
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=0.3)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    for own, other in zip(*(torch.autograd.grad(y, (q, k, v), upstream) for y in (ours, theirs)), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    for our_gradient, their_gradient in zip(
+        *(torch.autograd.grad(y, (q, k, v), upstream) for y in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_documents_that_a_block_does_not_see_are_not_multiplied() -> None:

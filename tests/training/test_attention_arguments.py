@@ -39,12 +39,12 @@ def passed_keywords(source: str) -> list[tuple[int, str]]:
 
 
 def test_every_argument_that_a_model_of_transformers_passes_is_computed_with_or_refused_by_name() -> None:
-    known = row_attention.KNOWN_ARGUMENTS | row_attention.REFUSED_ARGUMENTS | POSITIONAL
+    recognized = row_attention.KNOWN_ARGUMENTS | row_attention.REFUSED_ARGUMENTS | POSITIONAL
     sources = {path: source for path in MODEL_FILES if REGISTRY in (source := path.read_text())}
     calls = {path: passed_keywords(source) for path, source in sources.items()}
     assert sum(bool(keywords) for keywords in calls.values()) > 300
     unknown = [
-        f"{path.parent.name}:{line}: {word}" for path, words in calls.items() for line, word in words if word not in known
+        f"{path.parent.name}:{line}: {word}" for path, words in calls.items() for line, word in words if word not in recognized
     ]
     assert not unknown, f"teach row_attention these arguments, or refuse them: {unknown}"
 

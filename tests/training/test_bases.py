@@ -36,28 +36,28 @@ from tests.training.test_trainer import contents, settings  # noqa: E402
 
 def entry_of(folder: Path, cache: Path) -> quantized_cache.Entry:
     with BaseFiles(folder, cache) as files:
-        found = quantized_cache.entry_of(files, BaseConfig(str(folder)), LoRAConfig())
-    assert found
-    return found
+        entry = quantized_cache.entry_of(files, BaseConfig(str(folder)), LoRAConfig())
+    assert entry
+    return entry
 
 
 def loaded(folder: Path, entry: quantized_cache.Entry | None = None, **options: Any) -> Base:
     chosen = replace(BaseConfig(str(folder)), **options)
-    return load_base(folder, chosen, LoRAConfig(r=2, targets=("q_proj",)), where="c.toml", entry=entry)
+    return load_base(folder, chosen, LoRAConfig(r=2, targets=("q_proj",)), location="c.toml", entry=entry)
 
 
-def frozen(made: Base) -> dict[str, bytes]:
+def frozen(loaded: Base) -> dict[str, bytes]:
     """Return all numbers of the base, by name."""
-    found = {}
-    for path, module in made.model.named_modules():
+    bytes_by_path = {}
+    for path, module in loaded.model.named_modules():
         if isinstance(getattr(module, "base", None), nf4_matrix.NF4):
             matrix = module.base
             parts = [matrix.packed, matrix.absmax, matrix.nested, matrix.offset]
-            found[path] = b"".join(part.numpy().tobytes() for part in parts if part is not None)
-    for name, parameter in made.model.named_parameters():
+            bytes_by_path[path] = b"".join(part.numpy().tobytes() for part in parts if part is not None)
+    for name, parameter in loaded.model.named_parameters():
         if "lora_" not in name:
-            found[name] = parameter.detach().float().numpy().tobytes()
-    return found
+            bytes_by_path[name] = parameter.detach().float().numpy().tobytes()
+    return bytes_by_path
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_bitsandbytes_is_taken_as_it_is(double: bool, tmp_path: 
     assert read_base(tmp_path / "bnb").fingerprint == read_base(tiny_base).fingerprint
 
 
-def agrees_with_transformers(made: Base, folder: Path) -> None:
+def agrees_with_transformers(loaded: Base, folder: Path) -> None:
     """Every matrix is what bitsandbytes has when transformers loads `folder`, and the logits are alike."""
     import transformers
     from bitsandbytes import functional
@@ -203,22 +203,22 @@ def agrees_with_transformers(made: Base, folder: Path) -> None:
             # Its kernel for CPUs is right only for rows of whole blocks, so it gets the same codes in such rows.
             shape, state.shape = state.shape, torch.Size((state.shape.numel() // 64, 64))
             expected = functional.dequantize_4bit(module.weight.data, state).view(shape)
-            assert torch.equal(nf4_matrix.dequantize(made.model.get_submodule(path).base, torch.bfloat16), expected), path
+            assert torch.equal(nf4_matrix.dequantize(loaded.model.get_submodule(path).base, torch.bfloat16), expected), path
             linear = torch.nn.Linear(shape[1], shape[0], bias=False)
             linear.weight = torch.nn.Parameter(expected, requires_grad=False)
             theirs.set_submodule(path, linear)
     ids = torch.arange(24).view(2, 12)
     with torch.no_grad():
-        torch.testing.assert_close(made.model(ids).logits, theirs(ids).logits, rtol=0.05, atol=0.1)
+        torch.testing.assert_close(loaded.model(ids).logits, theirs(ids).logits, rtol=0.05, atol=0.1)
 
 
 def quantized(source: Path, out: Path, **words: object) -> None:
     """The model at `source` as transformers and bitsandbytes save it in four bits."""
     import transformers
 
-    how = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **words)
+    quantization = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **words)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        source, quantization_config=how, dtype=torch.bfloat16, device_map="cpu"
+        source, quantization_config=quantization, dtype=torch.bfloat16, device_map="cpu"
     )
     model.save_pretrained(out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -240,7 +240,7 @@ def test_other_quantizations_are_refused_by_name(tmp_path: Path, tiny_base: Path
 
 def test_numbers_that_nf4_has_lost_are_refused(tiny_base: Path, entry: quantized_cache.Entry) -> None:
     with pytest.raises(RefusedError, match="stored in NF4 only"):
-        load_base(entry.folder, BaseConfig(""), LoRAConfig(r=2, init="pissa"), where="c.toml")
+        load_base(entry.folder, BaseConfig(""), LoRAConfig(r=2, init="pissa"), location="c.toml")
     with pytest.raises(RefusedError, match="stored in NF4 only"):
         loaded(entry.folder, quantize="none")
 
@@ -292,8 +292,8 @@ def test_an_output_layer_must_equal_the_table_that_it_is_tied_to(same: bool, tmp
 
 def test_a_model_without_its_weights_is_refused_by_the_name_of_a_parameter(tiny_base: Path) -> None:
     with BaseFiles(tiny_base) as files:
-        made, _ = transformers_api.config_and_tokenizer(files.folder, json.loads(files.config_text), location="base")
-    model = transformers_api.empty_model(made, torch.float32, location="base")
+        config, _ = transformers_api.config_and_tokenizer(files.folder, json.loads(files.config_text), location="base")
+    model = transformers_api.empty_model(config, torch.float32, location="base")
     with pytest.raises(RefusedError, match=r"base: model.\S+ is not in its files, and transformers computes no value for it"):
         families.compute_buffers(model, "base")
 

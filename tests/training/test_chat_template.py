@@ -71,10 +71,10 @@ def test_a_date_in_the_chat_template_is_that_of_the_first_day(
     train.run(train.read_config(dated), tmp_path / "later")
     weights = "adapter_model.safetensors"
     assert contents(tmp_path / "later")[weights] != contents(tmp_path / "first")[weights]
-    found = train.InitialAdapter(
+    initial = train.InitialAdapter(
         tmp_path / "first", tmp_path / "first", oci_manifest.build(tmp_path / "first").digest, "./first"
     )
-    measured = evaluate(found, tmp_path / "base", [tmp_path / "heldout.jsonl"], EvaluationOptions(threads=1))
+    measured = evaluate(initial, tmp_path / "base", [tmp_path / "heldout.jsonl"], EvaluationOptions(threads=1))
     assert measured.loss == (manifest.training.metrics or {})["heldout_loss"]
 
 
@@ -113,25 +113,30 @@ def test_conversations_for_a_base_without_a_template_are_refused_with_the_way_ou
 
 
 def test_a_template_of_ones_own_is_kept_in_the_adapter_and_used_by_eval(chats: Path, tmp_path: Path) -> None:
-    own = "{{ mood }} " + TEMPLATE
-    (tmp_path / "own.jinja").write_text(own)
+    own_template = "{{ mood }} " + TEMPLATE
+    (tmp_path / "own.jinja").write_text(own_template)
     changes = ["data.chat_template=own.jinja", 'data.template_options={mood = "calm"}']
     train.run(train.read_config(chats, changes), tmp_path / "out")
-    assert (tmp_path / "out" / "chat_template.jinja").read_text() == own
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == own_template
     manifest = AdapterManifest.read(tmp_path / "out")
     assert manifest is not None
     assert manifest.training is not None
     assert "chat_template.jinja" in {file.path for file in manifest.files}
     digest = oci_manifest.build(tmp_path / "out").digest
-    found = train.InitialAdapter(tmp_path / "out", tmp_path / "out", digest, "./out")
-    measured = evaluate(found, tmp_path / "base", [tmp_path / "heldout.jsonl"], EvaluationOptions(threads=1))
+    initial = train.InitialAdapter(tmp_path / "out", tmp_path / "out", digest, "./out")
+    measured = evaluate(initial, tmp_path / "base", [tmp_path / "heldout.jsonl"], EvaluationOptions(threads=1))
     assert measured.loss == (manifest.training.metrics or {})["heldout_loss"]
 
 
 def test_another_prompt_than_that_of_the_adapter_to_start_from_is_noted(chats: Path, tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text("{{ mood }} " + CLOCK)
-    own = ["data.chat_template=own.jinja", 'data.template_options={mood = "calm"}', "data.date=2026-01-31", "train.steps=1"]
-    train.run(train.read_config(chats, own), tmp_path / "first")
+    own_options = [
+        "data.chat_template=own.jinja",
+        'data.template_options={mood = "calm"}',
+        "data.date=2026-01-31",
+        "train.steps=1",
+    ]
+    train.run(train.read_config(chats, own_options), tmp_path / "first")
     digest = oci_manifest.build(tmp_path / "first").digest
     start = train.InitialAdapter(tmp_path / "first", tmp_path / "first", digest, "./first")
 
@@ -141,9 +146,9 @@ def test_another_prompt_than_that_of_the_adapter_to_start_from_is_noted(chats: P
         ready = next(event for event in events if isinstance(event, train.Ready))
         return [note for note in ready.notes if "was trained with" in note]
 
-    assert notes("same", own) == []
+    assert notes("same", own_options) == []
     result = "; the result is asked as [data] sets it"
-    assert notes("later", [*own, "data.date=2026-02-01"]) == [f"./first was trained with the date 2026-01-31{result}"]
+    assert notes("later", [*own_options, "data.date=2026-02-01"]) == [f"./first was trained with the date 2026-01-31{result}"]
     assert notes("plain", ["data.chat_template=plain", "train.steps=1"]) == [
         f"./first was trained with another chat template and other options of the template{result}"
     ]

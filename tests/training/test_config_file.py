@@ -128,9 +128,9 @@ def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
         "c.toml:6: [lora] alpha: 'x' is not a number",
         "c.toml:7: [lora] dropout: must be at least 0 and below 1",
     )
-    many = SMALL + "[lora]\n" + "".join(f"key{number} = 1\n" for number in range(5000))
+    unknown_keys = SMALL + "[lora]\n" + "".join(f"key{number} = 1\n" for number in range(5000))
     with pytest.raises(UsageError) as caught:
-        config_file.parse(many, folder=Path(), location="c.toml")
+        config_file.parse(unknown_keys, folder=Path(), location="c.toml")
     assert (len(caught.value.problems), caught.value.problems[-1]) == (21, "4,980 more problems")
 
 

@@ -184,9 +184,9 @@ def test_calls_of_tools_are_answers(forgetful, tmp_path: Path, tools: object) ->
     assert "tools look" in forgetful.decode(dataset.rows.ids[0])
 
 
-def learned(turns: Sequence[Mapping[str, object]], tokenizer: object, **more: object) -> str:
+def learned(turns: Sequence[Mapping[str, object]], tokenizer: object, **fields: object) -> str:
     """What of a conversation is trained on."""
-    example = encode({"messages": turns, **more}, tokenizer, loss="completion", location="a.jsonl:1")
+    example = encode({"messages": turns, **fields}, tokenizer, loss="completion", location="a.jsonl:1")
     return tokenizer.decode(example.ids[example.trained])  # type: ignore[attr-defined,no-any-return]
 
 
@@ -198,18 +198,18 @@ def test_arguments_of_calls_are_learned_the_same_as_text_and_as_objects(name: st
     """OpenAI's API has them as JSON text, which a template may quote once more."""
     forgetful.chat_template = trls(name)
 
-    def said(arguments: object) -> str:
+    def learned_call(arguments: object) -> str:
         call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": arguments}}
         return learned(
             [*say(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [call]}], forgetful, tools=TOOLS
         )
 
-    assert said('{"place": "a \\"b\\" c", "days": 3}') == said({"place": 'a "b" c', "days": 3})
-    found = said('{"place": "here", "days": 3}')
-    assert "look" in found
-    assert "here" in found
-    assert '\\"' not in found
-    assert "'" not in found
+    assert learned_call('{"place": "a \\"b\\" c", "days": 3}') == learned_call({"place": 'a "b" c', "days": 3})
+    learned_text = learned_call('{"place": "here", "days": 3}')
+    assert "look" in learned_text
+    assert "here" in learned_text
+    assert '\\"' not in learned_text
+    assert "'" not in learned_text
 
 
 @pytest.mark.peer
@@ -218,9 +218,9 @@ def test_content_in_parts_is_learned_as_its_text(name: str, forgetful) -> None: 
     forgetful.chat_template = trls(name)
     plain = say(("user", "q"), ("assistant", "yes"))
     parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in plain]
-    found = learned(parts, forgetful)
-    assert found.strip().removeprefix("<think>\n\n</think>\n\n").startswith("yes")
-    assert found == learned(plain, forgetful)  # type: ignore[arg-type]
+    learned_answer = learned(parts, forgetful)
+    assert learned_answer.strip().removeprefix("<think>\n\n</think>\n\n").startswith("yes")
+    assert learned_answer == learned(plain, forgetful)  # type: ignore[arg-type]
     image: list[Any] = [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}, *say(("assistant", "yes"))]
     with pytest.raises(FormatError, match=r'a.jsonl:1: the "content" of a message is neither text nor parts of text'):
         learned(image, forgetful)
@@ -234,13 +234,13 @@ def test_an_answer_that_the_template_does_not_write_is_not_learned_as_an_empty_o
     forgetful.chat_template = trls(name)
     call = {"type": "function", "function": {"name": "look", "arguments": {"place": "here"}}}
     turns = [*say(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [call]}]
-    other = say(("user", "q"), ("assistant", "yes"))
-    path = write(tmp_path / "a.jsonl", {"messages": turns}, {"messages": other})
+    full_turns = say(("user", "q"), ("assistant", "yes"))
+    path = write(tmp_path / "a.jsonl", {"messages": turns}, {"messages": full_turns})
     dataset = load(path, forgetful, sequence=256)
     assert "1 of 2 answers are not written in full by the chat template, and are not trained on" in dataset.notes
-    assert trained(dataset.rows, forgetful) == learned(other, forgetful)  # type: ignore[arg-type]
-    everything = load(path, forgetful, sequence=256, loss="all").notes
-    assert "1 of 2 answers are not written in full by the chat template" in everything
+    assert trained(dataset.rows, forgetful) == learned(full_turns, forgetful)  # type: ignore[arg-type]
+    notes_on_all = load(path, forgetful, sequence=256, loss="all").notes
+    assert "1 of 2 answers are not written in full by the chat template" in notes_on_all
     with pytest.raises(RefusedError, match="no token to train on: the chat template writes no answer in full"):
         load(write(tmp_path / "b.jsonl", {"messages": turns}), forgetful, sequence=256)
 
@@ -271,11 +271,11 @@ def test_where_answers_have_no_end_mark_the_role_at_which_the_model_stops_is_lea
     turns = say(("user", "q"), ("assistant", "one"), ("user", "q"), ("assistant", "two"))
     call = {"function": {"name": "look", "arguments": {"place": "here"}}}
     calling: list[Any] = [*say(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [call]}]
-    one, two = "\n<think></think>\none", "\n<think></think>\ntwo"
-    assert learned(turns, forgetful) == one + two  # type: ignore[arg-type]
+    first_answer, second_answer = "\n<think></think>\none", "\n<think></think>\ntwo"
+    assert learned(turns, forgetful) == first_answer + second_answer  # type: ignore[arg-type]
     forgetful.stop_tokens = frozenset({0, 1})
     try:
-        assert learned(turns, forgetful) == f"{one}<|im_start|>{two}<|im_start|>"  # type: ignore[arg-type]
+        assert learned(turns, forgetful) == f"{first_answer}<|im_start|>{second_answer}<|im_start|>"  # type: ignore[arg-type]
         assert learned(calling, forgetful, tools=TOOLS).endswith("</tool_call><|endoftext|>")
     finally:
         del forgetful.stop_tokens

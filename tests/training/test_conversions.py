@@ -39,8 +39,8 @@ def families_in_float32() -> list[str]:
     """The families with a tiny model that keep parameters in float32 whatever the type of the others is."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
-    kept = [family for family, name in CLASSES.items() if getattr(transformers, name)._keep_in_fp32_modules_strict]
-    return [family for family in kept if (tiny_families.parameter_count(family) or 1e9) < 2e6]
+    in_float32 = [family for family, name in CLASSES.items() if getattr(transformers, name)._keep_in_fp32_modules_strict]
+    return [family for family in in_float32 if (tiny_families.parameter_count(family) or 1e9) < 2e6]
 
 
 def test_parameters_have_the_types_that_transformers_loads_them_with(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def check_types(family: str, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     settings = dataclasses.replace(whole(tmp_path).base, dtype="bfloat16")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    ours = load_base(tmp_path, settings, None, where="c.toml").model
+    ours = load_base(tmp_path, settings, None, location="c.toml").model
     expected = {name: parameter.dtype for name, parameter in model.named_parameters()}
     types = {name: parameter.dtype for name, parameter in ours.named_parameters() if name in expected}
     assert types, family

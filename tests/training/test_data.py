@@ -141,9 +141,9 @@ def test_no_row_is_without_a_label(pack_rows: bool, tmp_path: Path, tokenizer: o
 def test_an_example_without_an_answer_is_not_said_to_lack_its_end(tmp_path: Path, tokenizer: object) -> None:
     question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     file = write(tmp_path / "a.jsonl", {"messages": [question, answer]}, {"messages": [question]})
-    left_out, *others = load(file, tokenizer).notes
+    left_out, *other_notes = load(file, tokenizer).notes
     assert left_out == "1 of 2 examples are left out: they have no token to train on"
-    assert not any("stop token" in note for note in others)
+    assert not any("stop token" in note for note in other_notes)
 
 
 def test_an_array_of_objects_means_the_same_as_json_lines(tmp_path: Path, tokenizer: object) -> None:
@@ -161,9 +161,9 @@ def test_an_array_of_objects_means_the_same_as_json_lines(tmp_path: Path, tokeni
 
 def test_the_order_follows_the_seed(tmp_path: Path, tokenizer: object) -> None:
     path = write(tmp_path / "a.jsonl", *({"text": chr(97 + number) * 31} for number in range(9)))
-    first, again, other = (load(path, tokenizer, seed=seed).rows.ids for seed in (1, 1, 2))
+    first, again, other_order = (load(path, tokenizer, seed=seed).rows.ids for seed in (1, 1, 2))
     assert (first == again).all()
-    assert (first != other).any()
+    assert (first != other_order).any()
     assert sorted(order(9, 18, seed=0).tolist()) == sorted([*range(9), *range(9)])
 
 
@@ -248,9 +248,9 @@ def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenize
         data.datasets(settings, tokenizer)
 
 
-def mix(tmp_path: Path, shares: dict[str, float], more: str = "") -> TrainConfig:
+def mix(tmp_path: Path, shares: dict[str, float], section_text: str = "") -> TrainConfig:
     sources = ", ".join(f'{{path = "{name}.jsonl", share = {share}}}' for name, share in shares.items())
-    text = f'[base]\npath = "b"\n[data]\ntrain = [{sources}]\nsequence = 64\n{more}'
+    text = f'[base]\npath = "b"\n[data]\ntrain = [{sources}]\nsequence = 64\n{section_text}'
     return config_file.parse(text, folder=tmp_path, location="c.toml")
 
 
@@ -267,9 +267,11 @@ def test_files_are_mixed_by_their_shares_of_the_tokens(tmp_path: Path, tokenizer
         f"b.jsonl: {b.documents} of 200 documents are used, {b.tokens / train_set.tokens:.1%} of the tokens" in train_set.notes
     )
     assert (train_set.packed.segments.sum(), len(train_set.packed)) == (train_set.tokens, len(train_set.rows))
-    again, other = (data.datasets(replace(settings, train=replace(settings.train, seed=seed)), tokenizer)[0] for seed in (0, 1))
+    again, other_order = (
+        data.datasets(replace(settings, train=replace(settings.train, seed=seed)), tokenizer)[0] for seed in (0, 1)
+    )
     assert (again.rows.ids == train_set.rows.ids).all()
-    assert tokenizer.decode(other.rows.ids[0]) != tokenizer.decode(again.rows.ids[0])  # type: ignore[attr-defined]
+    assert tokenizer.decode(other_order.rows.ids[0]) != tokenizer.decode(again.rows.ids[0])  # type: ignore[attr-defined]
     assert settings.document()["data"]["train"] == [{"path": "a.jsonl", "share": 0.25}, {"path": "b.jsonl", "share": 0.75}]
     ahead = survey.survey(settings, tokenizer)
     assert ahead.count is not None
@@ -294,16 +296,16 @@ def test_padding_is_no_part_of_a_document(pack_rows: bool, tmp_path: Path, token
 def test_passages_of_held_out_texts_that_are_trained_on_are_reported(tmp_path: Path, tokenizer: object) -> None:
     """Of 15 runs of eight words one text has eight in common with another; what only prompts have in common does not count."""
     passage = " ".join(f"word{number}" for number in range(15))
-    others = [" ".join(f"{name}{number}" for number in range(22 - 15 + 7)) for name in "ab"]
-    write(tmp_path / "a.jsonl", {"text": f"{others[0]}  {passage}"}, {"prompt": others[1], "completion": "x"})
-    write(tmp_path / "b.jsonl", {"text": f"{passage}\n{others[1]}"})
+    other_texts = [" ".join(f"{name}{number}" for number in range(22 - 15 + 7)) for name in "ab"]
+    write(tmp_path / "a.jsonl", {"text": f"{other_texts[0]}  {passage}"}, {"prompt": other_texts[1], "completion": "x"})
+    write(tmp_path / "b.jsonl", {"text": f"{passage}\n{other_texts[1]}"})
     text = '[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout = "b.jsonl"\nsequence = 512\n'
     train_set, heldout = data.datasets(config_file.parse(text, folder=tmp_path, location="c.toml"), tokenizer)
     assert heldout is not None
     assert heldout.shared == pytest.approx(8 / 22)
     (note,) = data.overlap(train_set, heldout)
     assert note.startswith("36% of the runs of 8 words in the held-out texts are in the training data too: its perplexity")
-    write(tmp_path / "b.jsonl", {"prompt": passage, "completion": others[1]})
+    write(tmp_path / "b.jsonl", {"prompt": passage, "completion": other_texts[1]})
     _, heldout = data.datasets(config_file.parse(text, folder=tmp_path, location="c.toml"), tokenizer)
     assert heldout is not None
     assert heldout.shared == 0

@@ -170,21 +170,21 @@ def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base:
     for _ in range(5):
         for group in (*ours.param_groups, *theirs.param_groups):
             group["lr"] = 0.01
-        for one, second in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
-            one.grad = torch.randn_like(one)
-            second.grad = one.grad.clone()
+        for parameter, second in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            second.grad = parameter.grad.clone()
         ours.step()
         theirs.step()
     assert ours.state[layers[0].lora_B]["state1"].dtype == torch.uint8
-    for one, second in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
-        assert torch.equal(one, second)
+    for parameter, second in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        assert torch.equal(parameter, second)
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", pytest.param("paged_adamw8bit", marks=needs_cuda)])
 def test_a_resumed_run_equals_an_uninterrupted_one(optimizer: str, tmp_path: Path, tiny_base: Path) -> None:
     need_module("bitsandbytes")
-    given = rows(8)
+    documents = rows(8)
     options = train_config.OptimConfig(rows=4, learning_rate=5e-3, optimizer=optimizer)  # type: ignore[arg-type]
     device = "cuda" if optimizer.startswith("paged") else "cpu"
     results = []
@@ -197,7 +197,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(optimizer: str, tmp_path: Pat
                 loaded_model = loaded(whole(tiny_base, r=64), device)
                 state = new_state(loaded_model.model, options)
                 assert training_checkpoint.restore(tmp_path / "c.safetensors", loaded_model.model, state, "run")
-            training_loop.advance(loaded_model, given, state, options, 6)
+            training_loop.advance(loaded_model, documents, state, options, 6)
         results.append({name: value.detach().cpu() for name, value in lora.trained_parameters(loaded_model.model)})
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name
@@ -220,16 +220,16 @@ def test_cuda_dequantizes_to_the_numbers_of_the_cpu(dtype: object) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_training_on_cuda_learns_what_one_on_the_cpu_does(dtype: str, tmp_path: Path, tiny_base: Path) -> None:
     path = settings(tmp_path, tiny_base)
-    found = []
+    deltas_by_device = []
     for device in ("cpu", "cuda"):
         text = path.read_text().replace("[data]", f'device = "{device}"\ndtype = "{dtype}"\n[data]', 1)
         (tmp_path / f"{device}.toml").write_text(text)
         result = training.run(training.read_config(tmp_path / f"{device}.toml"), tmp_path / device)
         assert result.report is not None
         assert result.report.peak
-        found.append(peft_format.read(tmp_path / device).deltas)
-    for name, delta in found[0].items():
-        apart = np.abs(delta.lora_B - found[1][name].lora_B).max() / np.abs(delta.lora_B).max()
+        deltas_by_device.append(peft_format.read(tmp_path / device).deltas)
+    for name, delta in deltas_by_device[0].items():
+        apart = np.abs(delta.lora_B - deltas_by_device[1][name].lora_B).max() / np.abs(delta.lora_B).max()
         assert apart < (1e-3 if dtype == "float32" else 0.2), name
 
 
@@ -237,12 +237,12 @@ def test_half_precision_skips_a_step_that_overflows_and_learns_on(tiny_base: Pat
     plan = whole(tiny_base)
     loaded_model = loaded(dataclasses.replace(plan, base=train_config.BaseConfig(str(tiny_base), dtype="float16")))
     options = train_config.OptimConfig(rows=4, learning_rate=5e-3)
-    state, given = new_state(loaded_model.model, options), rows(8)
+    state, documents = new_state(loaded_model.model, options), rows(8)
     state.scale.factor = 2.0**24
     before = {name: value.detach().clone() for name, value in lora.trained_parameters(loaded_model.model)}
-    lines = [training_loop.advance(loaded_model, given, state, options, 12)]
+    lines = [training_loop.advance(loaded_model, documents, state, options, 12)]
     assert all(torch.equal(value, before[name]) for name, value in lora.trained_parameters(loaded_model.model))
     assert state.scale.factor == 2.0**23
-    lines += [training_loop.advance(loaded_model, given, state, options, 12) for _ in range(11)]
+    lines += [training_loop.advance(loaded_model, documents, state, options, 12) for _ in range(11)]
     assert state.scale.factor < 2.0**22
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.05

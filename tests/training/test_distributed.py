@@ -30,11 +30,11 @@ def of_two() -> dict[str, str]:
 
 def side_by_side(run: Run, path: Path) -> str:
     """As torchrun starts them, without the seconds that it and each of them take to import torch; tests/peers has torchrun."""
-    told = of_two()
-    environments = [told | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    pair_environment = of_two()
+    environments = [pair_environment | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda env: run("train", path, "-o", "two", "--json", env=env), environments))
-    return "".join(one.stdout for one in done)
+        results = list(pool.map(lambda env: run("train", path, "-o", "two", "--json", env=env), environments))
+    return "".join(result.stdout for result in results)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
@@ -54,11 +54,11 @@ def two_learn_what_one_does(launch: Callable[[Path], str], tmp_path: Path, tiny_
     assert json.loads(launch(path))["steps"] == 4  # one of the two speaks
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
     assert len(logs[0]) == 4 + 3
-    for one, two in zip(*logs, strict=True):
-        assert one.keys() == two.keys()
-        assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-6), one
-    one, two = (peft_format.read(tmp_path / name).deltas for name in ("one", "two"))
-    apart = [np.abs(one[name].lora_B - two[name].lora_B).max() / np.abs(one[name].lora_B).max() for name in one]
+    for first, second in zip(*logs, strict=True):
+        assert first.keys() == second.keys()
+        assert list(first.values()) == pytest.approx(list(second.values()), rel=1e-6), first
+    first, second = (peft_format.read(tmp_path / name).deltas for name in ("one", "two"))
+    apart = [np.abs(first[name].lora_B - second[name].lora_B).max() / np.abs(first[name].lora_B).max() for name in first]
     assert max(apart) < 1e-4
     assert not list(tmp_path.glob("*.checkpoint.safetensors"))
 

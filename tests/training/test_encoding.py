@@ -57,13 +57,13 @@ def test_many_documents_are_encoded_in_their_order(picky: Any, monkeypatch: pyte
     documents = [conversation(number) for number in range(300)]
     documents[7] = Document({"text": "plain"}, "a.jsonl:7")
     batches: list[int] = []
-    few = [example.ids.tolist() for example, _ in encoding.encode_documents(documents, picky, loss="completion")]
+    in_process = [example.ids.tolist() for example, _ in encoding.encode_documents(documents, picky, loss="completion")]
     monkeypatch.setattr(encoding, "_MANY", 100)
     encoded = encoding.encode_documents(documents, picky, loss="completion", on_batch=batches.append)
-    many = [(example.ids.tolist(), digest) for example, digest in encoded]
-    assert many == [(ids, document.digest) for ids, document in zip(few, documents, strict=True)]
+    in_workers = [(example.ids.tolist(), digest) for example, digest in encoded]
+    assert in_workers == [(ids, document.digest) for ids, document in zip(in_process, documents, strict=True)]
     assert sum(batches) == 300
-    assert "Because of 299." in picky.decode(few[-1])
+    assert "Because of 299." in picky.decode(in_process[-1])
 
 
 def test_refused_conversations_are_reported_after_the_last_document(picky: Any) -> None:

@@ -82,6 +82,6 @@ def test_an_empty_thought_is_context_only_where_the_prompt_ends_with_it(
 def test_every_turn_is_learned_from_the_end_of_its_prompt(tokenizer: Any) -> None:
     for thought, count in (("", 2), (EMPTY_THOUGHT, 0)):
         example = encoded(with_template(tokenizer, QWEN3_LIKE, thought=thought), QUESTION, ANSWER, QUESTION, ANSWER)
-        said = tokenizer.decode(example.ids[example.trained])
-        assert said.count(EMPTY_THOUGHT) == count == example.empty_thoughts
+        learned_text = tokenizer.decode(example.ids[example.trained])
+        assert learned_text.count(EMPTY_THOUGHT) == count == example.empty_thoughts
         assert example.prompted_thoughts == 2 - count

@@ -16,10 +16,10 @@ from tests.conftest import ROOT
 
 def test_every_key_explains_its_default() -> None:
     keys = {(section, item.name) for section, kind in train_config.SECTIONS.items() for item in dataclasses.fields(kind)}
-    told = config_help.explain()
-    assert {(item.section, item.key) for item in told} == keys
-    assert [f"{item.section}.{item.key}" for item in told if not item.explanation.endswith(".")] == []
-    assert {item.key for item in told if item.needed} == {"path", "train"}
+    items = config_help.explain()
+    assert {(item.section, item.key) for item in items} == keys
+    assert [f"{item.section}.{item.key}" for item in items if not item.explanation.endswith(".")] == []
+    assert {item.key for item in items if item.needed} == {"path", "train"}
 
 
 def test_a_new_config_has_every_key_and_trains_as_it_stands() -> None:
@@ -29,17 +29,17 @@ def test_a_new_config_has_every_key_and_trains_as_it_stands() -> None:
         config_file.parse('[base]\npath = "model"\n[data]\ntrain = ["train.jsonl"]\n', folder=Path(), location="new")
     )
     assert max(map(len, text.splitlines())) <= 128
-    everything = re.sub(r"^#(\w+ =)", r"\1", text, flags=re.MULTILINE)
-    document = tomllib.loads(everything)
+    uncommented = re.sub(r"^#(\w+ =)", r"\1", text, flags=re.MULTILINE)
+    document = tomllib.loads(uncommented)
     for section, kind in train_config.SECTIONS.items():
         assert list(document[section]) == [item.name for item in dataclasses.fields(kind)]
-    config_file.parse(everything, folder=Path(), location="new")
+    config_file.parse(uncommented, folder=Path(), location="new")
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "train.learning_rate", "[train] learning_rate"])
 def test_one_key_is_found_however_it_is_written(name: str) -> None:
-    (found,) = config_help.explain(name)
-    assert (found.section, found.key, found.default) == ("train", "learning_rate", "0.0002")
+    (item,) = config_help.explain(name)
+    assert (item.section, item.key, item.default) == ("train", "learning_rate", "0.0002")
 
 
 def test_a_section_has_all_of_its_keys_and_an_unknown_one_is_refused() -> None:

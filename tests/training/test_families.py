@@ -81,34 +81,34 @@ def peft_model(settings: train_config.TrainConfig, ours: Base) -> Any:
     stacks = [path for path, layer in layers.items() if isinstance(layer, expert_stacks.LoRAStack)]
     words = {"r": settings.lora.r, "lora_alpha": settings.lora.alpha, "task_type": "CAUSAL_LM"}
     modules = [path for path in layers if path not in stacks]
-    made = get_peft_model(model, LoraConfig(**words, target_modules=modules, target_parameters=stacks or None))
+    model_with_adapter = get_peft_model(model, LoraConfig(**words, target_modules=modules, target_parameters=stacks or None))
     stems = wrapper_names_by_target(stacks)
     for path, layer in layers.items():
-        theirs = made.base_model.model.get_submodule(stems.get(path, path))
+        theirs = model_with_adapter.base_model.model.get_submodule(stems.get(path, path))
         A, B = layer.lora_A.data, layer.lora_B.data
         if path in stacks:
             A, B = A.flatten(0, 1), B.permute(1, 2, 0).flatten(1)
         theirs.lora_A["default"].weight.data.copy_(A)
         theirs.lora_B["default"].weight.data.copy_(B)
-    return made.train()
+    return model_with_adapter.train()
 
 
-def peft_losses(model: Any, settings: train_config.TrainConfig, given: Rows) -> list[tuple[float, float]]:
+def peft_losses(model: Any, settings: train_config.TrainConfig, documents: Rows) -> list[tuple[float, float]]:
     """Loss and gradient's norm of each step of the usual loop."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
-    found = []
+    losses_and_norms = []
     for step in range(STEPS):
-        chosen = order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
-        ids, labels = torch.from_numpy(given.ids[chosen]), torch.from_numpy(given.labels[chosen])
+        chosen = order(len(documents), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
+        ids, labels = torch.from_numpy(documents.ids[chosen]), torch.from_numpy(documents.labels[chosen])
         loss = torch.nn.functional.cross_entropy(model(input_ids=ids, use_cache=False).logits.flatten(0, 1), labels.flatten())
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.param_groups[0]["lr"] = learning_rate(settings.train, step, STEPS)
         optimizer.step()
         optimizer.zero_grad()
-        found.append((loss.item(), float(norm)))
-    return found
+        losses_and_norms.append((loss.item(), float(norm)))
+    return losses_and_norms
 
 
 @pytest.mark.peer
@@ -118,19 +118,23 @@ def test_losses_and_gradients_are_pefts_and_peft_loads_the_result(name: str, tmp
     from peft import PeftModel
 
     words, targets = FAMILIES[name]
-    settings, given = whole(saved(name, tmp_path, **words), targets), single()
+    settings, documents = whole(saved(name, tmp_path, **words), targets), single()
     ours = kinds.loaded(settings)
-    expected = peft_losses(peft_model(settings, ours), settings, given)
+    expected = peft_losses(peft_model(settings, ours), settings, documents)
     state = new_state(ours.model, settings.train)
-    lines = [training_loop.advance(ours, given, state, settings.train, STEPS) for _ in range(STEPS)]
-    assert [line["loss"] for line in lines] == pytest.approx([one[0] for one in expected], abs=1e-5, rel=1e-6)
-    assert [line["gradient_norm"] for line in lines] == pytest.approx([one[1] for one in expected], rel=1e-4)
+    lines = [training_loop.advance(ours, documents, state, settings.train, STEPS) for _ in range(STEPS)]
+    assert [line["loss"] for line in lines] == pytest.approx(
+        [loss_and_norm[0] for loss_and_norm in expected], abs=1e-5, rel=1e-6
+    )
+    assert [line["gradient_norm"] for line in lines] == pytest.approx(
+        [loss_and_norm[1] for loss_and_norm in expected], rel=1e-4
+    )
 
     (tmp_path / "adapter").mkdir()
     peft_format.write(adapter_transfer.trained_adapter(settings, ours), tmp_path / "adapter")
     fresh = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     again = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
-    ids, positions = torch.from_numpy(given.ids[:2]), torch.from_numpy(given.positions[:2])
+    ids, positions = torch.from_numpy(documents.ids[:2]), torch.from_numpy(documents.positions[:2])
     ours.model.eval()
     with torch.no_grad():
         z = torch.nn.functional.linear(ours.states(ids, positions), ours.head, ours.head_bias)
@@ -210,22 +214,22 @@ def test_the_loss_without_logits_has_the_gradients_of_the_loss_with_them(shape: 
     ids = torch.tensor([3, 17])
     rows = head[ids].clone().requires_grad_()
     ours = loss.cross_entropy(hidden, head, labels, ids=ids, rows=rows, bias=bias, shape=shape).sum()
-    found = torch.autograd.grad(ours, (hidden, rows))
+    gradients = torch.autograd.grad(ours, (hidden, rows))
     z = torch.nn.functional.linear(hidden, head.index_copy(0, ids, rows), bias)
     theirs = torch.nn.functional.cross_entropy(shape.apply(z).flatten(0, 1), labels.flatten(), reduction="sum")
     torch.testing.assert_close(ours, theirs)
-    for own, other in zip(found, torch.autograd.grad(theirs, (hidden, rows)), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    for our_gradient, their_gradient in zip(gradients, torch.autograd.grad(theirs, (hidden, rows)), strict=True):
+        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-5)
 
 
 def stack(quantized: bool = False) -> expert_stacks.LoRAStack:
     torch.manual_seed(0)
     whole = torch.randn(3, 8, 64) * 0.2
     matrices = [nf4_matrix.quantize(matrix.contiguous()) if quantized else matrix for matrix in whole.unbind(0)]
-    made = expert_stacks.LoRAStack(matrices, transposed=False, r=2, alpha=4, rslora=False)
-    made.reset(torch.Generator().manual_seed(1))
-    torch.nn.init.normal_(made.lora_B)
-    return made
+    expert_stack = expert_stacks.LoRAStack(matrices, transposed=False, r=2, alpha=4, rslora=False)
+    expert_stack.reset(torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(expert_stack.lora_B)
+    return expert_stack
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -233,26 +237,28 @@ def test_experts_have_the_gradients_of_plain_autograd_and_one_without_a_token_ha
     ours, counts = stack(quantized), [4, 0, 3]
     x, upstream = torch.randn(7, 64, requires_grad=True), torch.randn(7, 8)
     y = ours(x, counts)
-    found = torch.autograd.grad(y, (x, ours.lora_A, ours.lora_B), upstream)
+    gradients = torch.autograd.grad(y, (x, ours.lora_A, ours.lora_B), upstream)
     expert = torch.tensor([0] * 4 + [2] * 3)
     weights = torch.stack([ours.dense(number, torch.float32) for number in range(3)]) + 2.0 * ours.lora_B @ ours.lora_A
     plain = torch.einsum("ti,toi->to", x, weights[expert])
     torch.testing.assert_close(y, plain)
-    for own, other in zip(found, torch.autograd.grad(plain, (x, ours.lora_A, ours.lora_B), upstream), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
-    assert not found[1][1].any()
-    assert not found[2][1].any()
+    for our_gradient, their_gradient in zip(
+        gradients, torch.autograd.grad(plain, (x, ours.lora_A, ours.lora_B), upstream), strict=True
+    ):
+        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-5)
+    assert not gradients[1][1].any()
+    assert not gradients[2][1].any()
 
 
 def test_experts_learn_the_same_where_blocks_are_computed_again(tmp_path: Path) -> None:
-    settings, found = whole(saved("MixtralForCausalLM", tmp_path), ("q_proj", "experts.gate_up_proj")), []
+    settings, losses = whole(saved("MixtralForCausalLM", tmp_path), ("q_proj", "experts.gate_up_proj")), []
     for again in (False, True):
         loaded_model = kinds.loaded(settings)
         if again:
             loaded_model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         state = new_state(loaded_model.model, settings.train)
-        found.append([training_loop.advance(loaded_model, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
-    assert found[0] == found[1]
+        losses.append([training_loop.advance(loaded_model, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
+    assert losses[0] == losses[1]
 
 
 def test_experts_learn_the_same_however_many_rows_their_tokens_are_given(
@@ -260,21 +266,21 @@ def test_experts_learn_the_same_however_many_rows_their_tokens_are_given(
 ) -> None:
     settings = whole(saved("MixtralForCausalLM", tmp_path), ("q_proj", "experts.gate_up_proj", "experts.down_proj"))
     settings = dataclasses.replace(settings, base=dataclasses.replace(settings.base, dtype="bfloat16"))
-    found = []
+    losses = []
     for multiple in (1, 32):
         monkeypatch.setattr(expert_stacks, "_ROW_MULTIPLE", multiple)
         loaded_model = kinds.loaded(settings)
         state = new_state(loaded_model.model, settings.train)
-        found.append([training_loop.advance(loaded_model, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
+        losses.append([training_loop.advance(loaded_model, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_only_experts_with_a_token_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, asked = stack(quantized=True), []
+    expert_stack, dequantized = stack(quantized=True), []
     whole_one = expert_stacks.Stack.dense
-    monkeypatch.setattr(expert_stacks.Stack, "dense", lambda self, n, dtype: asked.append(n) or whole_one(self, n, dtype))
-    made(torch.randn(5, 64, requires_grad=True), [0, 5, 0]).sum().backward()
-    assert asked == [1, 1]
+    monkeypatch.setattr(expert_stacks.Stack, "dense", lambda self, n, dtype: dequantized.append(n) or whole_one(self, n, dtype))
+    expert_stack(torch.randn(5, 64, requires_grad=True), [0, 5, 0]).sum().backward()
+    assert dequantized == [1, 1]
 
 
 @pytest.mark.peer
@@ -284,21 +290,21 @@ def test_each_expert_is_held_as_bitsandbytes_would_hold_its_matrix(tmp_path: Pat
 
     saved("Qwen3MoeForCausalLM", tmp_path)
     settings = whole(tmp_path)
-    base = load_base(tmp_path, dataclasses.replace(settings.base, quantize="nf4"), settings.lora, where="c.toml")
+    base = load_base(tmp_path, dataclasses.replace(settings.base, quantize="nf4"), settings.lora, location="c.toml")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     for path in ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"):
-        held = base.model.get_submodule(path).matrices
-        for own, matrix in zip(held, theirs.get_parameter(path), strict=True):
+        held_matrices = base.model.get_submodule(path).matrices
+        for held_matrix, matrix in zip(held_matrices, theirs.get_parameter(path), strict=True):
             packed, state = functional.quantize_4bit(matrix.detach(), quant_type="nf4", compress_statistics=True)
-            assert torch.equal(own.packed, packed.view(-1))
-            assert torch.equal(own.absmax, state.absmax.view(-1))
-            assert torch.equal(own.nested, state.state2.absmax)
+            assert torch.equal(held_matrix.packed, packed.view(-1))
+            assert torch.equal(held_matrix.absmax, state.absmax.view(-1))
+            assert torch.equal(held_matrix.nested, state.state2.absmax)
 
 
 def test_all_linear_layers_are_no_experts_and_names_reach_them(tmp_path: Path) -> None:
     saved("Qwen3MoeForCausalLM", tmp_path)
-    everything = kinds.loaded(whole(tmp_path)).targets
-    assert {path.rpartition(".")[2] for path in everything} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    all_linear = kinds.loaded(whole(tmp_path)).targets
+    assert {path.rpartition(".")[2] for path in all_linear} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     named = kinds.loaded(whole(tmp_path, ("down_proj",), rank_pattern={r"1\.mlp\.experts\.down_proj": 2}))
     assert named.targets == ("model.layers.0.mlp.experts.down_proj", "model.layers.1.mlp.experts.down_proj")
     assert [layer.lora_A.shape for _, layer in lora.lora_layers(named.model)] == [(4, 4, 32), (4, 2, 32)]
@@ -329,20 +335,20 @@ def test_rows_beyond_a_position_table_are_refused_and_others_reported(tmp_path: 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_compiled_model_learns_the_same_within_rounding(checkpointing: bool, tiny_base: Path) -> None:
     settings = kinds.whole(tiny_base, dropout=0.1)
-    found = []
-    for whether in (False, True):
+    losses = []
+    for is_compiled in (False, True):
         loaded_model = kinds.loaded(settings)
         if checkpointing:
             loaded_model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if whether:
+        if is_compiled:
             families.compile_blocks(
                 loaded_model.model, "c.toml", backend="aot_eager"
             )  # all of it but the C++ compiler, which takes long
         state = new_state(loaded_model.model, settings.train)
-        found.append(
+        losses.append(
             [training_loop.advance(loaded_model, kinds.rows(), state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
         )
-    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_a_failing_compiler_is_reported_in_one_line(tiny_base: Path) -> None:

@@ -135,10 +135,13 @@ def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
         5,
     )
     assert read_base(tmp_path / "hf").fingerprint == read_base(source).fingerprint
-    with gguf_file.GGUFFile(source) as file, safetensors_file.SafetensorsFile(tmp_path / "hf" / "model.safetensors") as made:
-        q = made.tensor("model.layers.0.self_attn.q_proj.weight").astype(np.float32)
+    with (
+        gguf_file.GGUFFile(source) as file,
+        safetensors_file.SafetensorsFile(tmp_path / "hf" / "model.safetensors") as converted,
+    ):
+        q = converted.tensor("model.layers.0.self_attn.q_proj.weight").astype(np.float32)
         np.testing.assert_allclose(architecture_lookup.permute_rows(q, 2), file.tensor("blk.0.attn_q.weight"), rtol=2**-8)
-        v = made.tensor("model.layers.0.self_attn.v_proj.weight").astype(np.float32)
+        v = converted.tensor("model.layers.0.self_attn.v_proj.weight").astype(np.float32)
         np.testing.assert_allclose(v, file.tensor("blk.0.attn_v.weight"), rtol=2**-8)
     assert {path.name for path in tmp_path.iterdir()} == {"a.gguf", "hf"}
     with pytest.raises(OutputExistsError, match="already exists") as caught:

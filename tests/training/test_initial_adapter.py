@@ -67,11 +67,11 @@ def test_a_key_that_nothing_is_known_of_for_going_on_is_refused(first, tiny_base
         dora_like: bool = False
 
     read = training.read_config(path).lora
-    found = adapter_transfer.read(start, read_hf(tiny_base))
-    targets = tuple(found.pairs)
-    adapter_transfer.check_config(found, Wider(read.r, read.alpha), targets, "c.toml")
+    initial = adapter_transfer.read(start, read_hf(tiny_base))
+    targets = tuple(initial.pairs)
+    adapter_transfer.check_config(initial, Wider(read.r, read.alpha), targets, "c.toml")
     with pytest.raises(RefusedError, match=r"c.toml: \[lora\] dora_like: cannot be used when an adapter is trained further"):
-        adapter_transfer.check_config(found, Wider(read.r, read.alpha, dora_like=True), targets, "c.toml")
+        adapter_transfer.check_config(initial, Wider(read.r, read.alpha, dora_like=True), targets, "c.toml")
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,16 @@ def test_another_shape_or_base_is_refused(first, tmp_path: Path, old: str, new: 
 
 def test_a_base_of_other_shapes_is_refused_and_one_of_other_bytes_is_reported(first, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, _, _ = first
-    found = adapter_transfer.read(start, read_hf(tiny_base))
-    assert found.manifest is not None
-    assert found.training is not None
-    pinned = dataclasses.replace(found.manifest.base, fingerprint=f"sha256:{0:064}")
-    other = dataclasses.replace(found.manifest, base=pinned)
+    initial = adapter_transfer.read(start, read_hf(tiny_base))
+    assert initial.manifest is not None
+    assert initial.training is not None
+    pinned = dataclasses.replace(initial.manifest.base, fingerprint=f"sha256:{0:064}")
+    other_manifest = dataclasses.replace(initial.manifest, base=pinned)
     with pytest.raises(RefusedError, match="is for a base with other tensor names or shapes"):
-        adapter_transfer.check_base(dataclasses.replace(found, manifest=other), read_hf(tiny_base), None)
-    digest = (found.training.weights or ())[0].digest
-    assert adapter_transfer.other_weights(found, [{"digest": digest}]) == []
-    assert adapter_transfer.other_weights(found, [{"digest": f"sha256:{0:064}"}]) == [
+        adapter_transfer.check_base(dataclasses.replace(initial, manifest=other_manifest), read_hf(tiny_base), None)
+    digest = (initial.training.weights or ())[0].digest
+    assert adapter_transfer.other_weights(initial, [{"digest": digest}]) == []
+    assert adapter_transfer.other_weights(initial, [{"digest": f"sha256:{0:064}"}]) == [
         "the base's weights differ from those that ./out was trained on"
     ]
 
@@ -140,15 +140,15 @@ def test_going_on_is_training_on_to_the_bit(kind: str, tmp_path: Path, tiny_base
     straight = kinds.loaded(settings)
     advanced(straight, settings, 3)
     peft_format.write(adapter_transfer.trained_adapter(settings, straight), tmp_path)
-    found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
+    initial = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
     again = kinds.loaded(settings)
-    adapter_transfer.check_config(found, settings.lora, again.targets, "c.toml")
-    adapter_transfer.copy_into_model(again, found)
+    adapter_transfer.check_config(initial, settings.lora, again.targets, "c.toml")
+    adapter_transfer.copy_into_model(again, initial)
     assert advanced(again, settings, 3) == advanced(straight, settings, 3)
-    for (name, own), (_, other) in zip(
+    for (name, our_parameter), (_, their_parameter) in zip(
         lora.trained_parameters(again.model), lora.trained_parameters(straight.model), strict=True
     ):
-        assert torch.equal(own, other), name
+        assert torch.equal(our_parameter, their_parameter), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -161,9 +161,9 @@ def test_what_is_put_in_can_be_measured_and_taken_out(kind: str, tmp_path: Path,
     after = heldout.evaluate(loaded_model, kinds.rows(), 4)
     assert after < before
     peft_format.write(adapter_transfer.trained_adapter(settings, loaded_model), tmp_path)
-    found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
-    measured = load_base(folder, settings.base, found.config, where="./first")
-    adapter_transfer.copy_into_model(measured, found)
+    initial = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
+    measured = load_base(folder, settings.base, initial.config, location="./first")
+    adapter_transfer.copy_into_model(measured, initial)
     assert heldout.evaluate(measured, kinds.rows(), 4) == after
     adapter_transfer.remove(measured)
     assert heldout.evaluate(measured, kinds.rows(), 4) == before
@@ -184,9 +184,9 @@ def test_another_kind_of_adapter_is_refused(
     settings = kinds.whole(tiny_base, **KINDS[kind])
     loaded_model = kinds.loaded(settings)
     peft_format.write(adapter_transfer.trained_adapter(settings, loaded_model), tmp_path)
-    found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(tiny_base))
+    initial = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(tiny_base))
     with pytest.raises(RefusedError, match=says):
-        adapter_transfer.check_config(found, dataclasses.replace(settings.lora, **words), loaded_model.targets, "c.toml")
+        adapter_transfer.check_config(initial, dataclasses.replace(settings.lora, **words), loaded_model.targets, "c.toml")
 
 
 @pytest.mark.peer
@@ -202,12 +202,12 @@ def test_modules_that_peft_saved_whole_are_measured_and_not_trained_on(tmp_path:
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.05)
     theirs.save_pretrained(tmp_path)
-    found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./theirs"), read_hf(tiny_base))
+    initial = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./theirs"), read_hf(tiny_base))
     settings = kinds.whole(tiny_base)
-    ours = load_base(tiny_base, settings.base, found.config, where="./theirs")
+    ours = load_base(tiny_base, settings.base, initial.config, location="./theirs")
     alone = heldout.evaluate(ours, kinds.rows(), 4)
-    adapter_transfer.copy_into_model(ours, found)
-    with adapter_transfer.with_replaced_modules(ours, found):
+    adapter_transfer.copy_into_model(ours, initial)
+    with adapter_transfer.with_replaced_modules(ours, initial):
         measured = heldout.evaluate(ours, kinds.rows(), 4)
     adapter_transfer.remove(ours)
     assert heldout.evaluate(ours, kinds.rows(), 4) == alone
@@ -218,7 +218,7 @@ def test_modules_that_peft_saved_whole_are_measured_and_not_trained_on(tmp_path:
     assert measured == pytest.approx(expected.item(), abs=1e-5)
     assert abs(measured - alone) > 0.01
     with pytest.raises(RefusedError, match=r"lm_head.weight: is replaced as a whole, but only deltas and rows"):
-        adapter_transfer.check_config(found, found.config, ours.targets, "c.toml")
+        adapter_transfer.check_config(initial, initial.config, ours.targets, "c.toml")
 
 
 def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
@@ -230,7 +230,7 @@ def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path, t
     dora = dataclasses.replace(delta, magnitude=np.ones(delta.lora_B.shape[0], np.float32))
     (tmp_path / "dora").mkdir()
     meta = dataclasses.replace(adapter.meta, dora=True)
-    some = dataclasses.replace(adapter, deltas={**adapter.deltas, target: dora}, meta=meta, source=None)
-    peft_format.write(some, tmp_path / "dora")
+    with_dora = dataclasses.replace(adapter, deltas={**adapter.deltas, target: dora}, meta=meta, source=None)
+    peft_format.write(with_dora, tmp_path / "dora")
     with pytest.raises(RefusedError, match=r"use_dora: is true, but .* has no magnitude"):
         adapter_transfer.read(training.InitialAdapter(tmp_path / "dora", tmp_path / "dora", "", "./dora"), read_hf(tiny_base))

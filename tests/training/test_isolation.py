@@ -56,17 +56,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def families() -> list[tuple[str, bool]]:
     """The families of the table in the docs, and whether their documents share rows."""
-    found = []
+    families_and_shares = []
     for line in DOCS.read_text().splitlines():
         names, _, share = line.strip("| ").rpartition(" | ")
         if share in ("yes", "no") or names.startswith("gpt_oss"):
             words = names.replace("(its experts stay as they are)", "").split(": ")
             listed = words[0] if len(words) == 1 or words[0] == "gpt_oss" else words[1]
-            found += [(name.strip(), share == "yes") for name in listed.split(",")]
-    return found
+            families_and_shares += [(name.strip(), share == "yes") for name in listed.split(",")]
+    return families_and_shares
 
 
-def made(family: str, **words: Any) -> Any:
+def tiny_model(family: str, **words: Any) -> Any:
     """A tiny model of the family, with the attention of trainings where it takes one."""
     model = tiny.model(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family], vocab_size=259, **CONFIGS.get(family, {}), **words)
     if row_attention.suits(type(model)):
@@ -76,7 +76,7 @@ def made(family: str, **words: Any) -> Any:
 
 @pytest.mark.parametrize(("family", "share"), families())
 def test_documents_share_the_rows_of_the_families_that_the_docs_list(family: str, share: bool) -> None:
-    assert isolates_documents(Base(made(family).to(torch.bfloat16), None, ())) is share
+    assert isolates_documents(Base(tiny_model(family).to(torch.bfloat16), None, ())) is share
 
 
 # Of the families that share rows: with windows, several kinds of layers, experts, fused projections; those that need a mask are
@@ -87,7 +87,7 @@ def test_documents_share_the_rows_of_the_families_that_the_docs_list(family: str
 ])  # fmt: skip
 def test_attention_by_documents_computes_what_masks_do(family: str) -> None:
     window = {"sliding_window": 4} if family in ("mistral", "cohere2", "exaone4", "gemma3_text", "gemma4_text") else {}
-    masked = Base(made(family, **window), None, ())
+    masked = Base(tiny_model(family, **window), None, ())
     base = with_documents_if_equivalent(masked)
     assert base.by_documents is (family not in ("gemma2", "gpt2", "nemotron"))
     positions = np.stack([np.concatenate([np.arange(20), np.arange(9), np.arange(11)]), np.arange(40)])
@@ -95,8 +95,8 @@ def test_attention_by_documents_computes_what_masks_do(family: str) -> None:
     base.model.eval()
     with torch.no_grad():
         expected = masked.states(ids, torch.from_numpy(positions))
-        found = base.states(ids, torch.from_numpy(positions), base.documents(positions))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        states = base.states(ids, torch.from_numpy(positions), base.documents(positions))
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_documents_begin_where_positions_do_and_padding_is_one() -> None:
@@ -119,7 +119,7 @@ def test_torchs_kernel_takes_what_it_is_given_and_has_a_gradient() -> None:
 
 
 def test_a_model_that_does_not_pass_on_where_documents_begin_is_not_trained_without_a_mask() -> None:
-    model = made("llama")
+    model = tiny_model("llama")
     ids, positions = torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None]
     with pytest.raises(RefusedError, match="LlamaAttention: needs an attention mask"):
         model.base_model(input_ids=ids, position_ids=positions, attention_mask=varlen.empty_mask(ids.device), use_cache=False)

@@ -48,7 +48,7 @@ def whole(tiny_base: Path, **words: Any) -> train_config.TrainConfig:
 
 
 def loaded(settings: train_config.TrainConfig, device: str = "cpu") -> Base:
-    base = load_base(Path(settings.base.path), settings.base, settings.lora, where="c.toml", device=torch.device(device))
+    base = load_base(Path(settings.base.path), settings.base, settings.lora, location="c.toml", device=torch.device(device))
     lora.reset(base.model, 0)
     return base
 
@@ -59,7 +59,7 @@ def peft_model(settings: train_config.TrainConfig, ours: Base) -> Any:
 
     words = settings.lora
     model = transformers.AutoModelForCausalLM.from_pretrained(settings.base.path, dtype=torch.float32)
-    made = get_peft_model(
+    model_with_adapter = get_peft_model(
         model,
         LoraConfig(
             r=words.r, lora_alpha=words.alpha, use_rslora=words.rslora, use_dora=words.dora,
@@ -72,27 +72,29 @@ def peft_model(settings: train_config.TrainConfig, ours: Base) -> Any:
         ),
     )  # fmt: skip
     for path, layer in lora.lora_layers(ours.model):
-        theirs = made.base_model.model.get_submodule(path)
+        theirs = model_with_adapter.base_model.model.get_submodule(path)
         if isinstance(layer, embeddings.LoRAEmbedding):
             pairs = (theirs.lora_embedding_A["default"], layer.lora_A), (theirs.lora_embedding_B["default"], layer.lora_B)
         else:
             pairs = (theirs.lora_A["default"].weight, layer.lora_A), (theirs.lora_B["default"].weight, layer.lora_B)
-        for parameter, own in pairs:
-            assert parameter.shape == own.shape
+        for parameter, our_parameter in pairs:
+            assert parameter.shape == our_parameter.shape
             if words.init == "pissa":  # the sign of a singular pair is nobody's
                 continue
-            parameter.data.copy_(own.data)
-    return made.train()
+            parameter.data.copy_(our_parameter.data)
+    return model_with_adapter.train()
 
 
-def peft_losses(model: Any, settings: train_config.TrainConfig, given: Rows) -> list[float]:
+def peft_losses(model: Any, settings: train_config.TrainConfig, documents: Rows) -> list[float]:
     """The losses of the usual loop."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
     losses = []
     for step in range(STEPS):
-        chosen = order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
-        ids, positions, labels = (torch.from_numpy(array[chosen]) for array in (given.ids, given.positions, given.labels))
+        chosen = order(len(documents), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
+        ids, positions, labels = (
+            torch.from_numpy(array[chosen]) for array in (documents.ids, documents.positions, documents.labels)
+        )
         torch.manual_seed(training_loop.draw_seed(0, step, 0))
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
@@ -127,12 +129,12 @@ def test_losses_of_twenty_steps_are_pefts_and_peft_loads_the_result(kind: str, t
     need_module("peft")
     from peft import PeftModel
 
-    settings, given = whole(tiny_base, **KINDS[kind]), rows()
+    settings, documents = whole(tiny_base, **KINDS[kind]), rows()
     ours = loaded(settings)
     theirs = peft_model(settings, ours)
-    expected = peft_losses(theirs, settings, given)
+    expected = peft_losses(theirs, settings, documents)
     state = new_state(ours.model, settings.train)
-    losses = [training_loop.advance(ours, given, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
+    losses = [training_loop.advance(ours, documents, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
     assert sum(losses[-4:]) < sum(losses[:4])  # four steps see every row once
     # Some processors sum in another order than others, and AdamW makes more of that with each step.
     assert losses[:4] == pytest.approx(expected[:4], abs=1e-5, rel=1e-5)
@@ -141,7 +143,7 @@ def test_losses_of_twenty_steps_are_pefts_and_peft_loads_the_result(kind: str, t
     peft_format.write(adapter_transfer.trained_adapter(settings, ours), tmp_path)
     fresh = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     again = PeftModel.from_pretrained(fresh, tmp_path).eval()
-    ids = torch.from_numpy(given.ids[:2])
+    ids = torch.from_numpy(documents.ids[:2])
     with torch.no_grad():
         hidden = ours.model.eval().base_model(input_ids=ids, use_cache=False).last_hidden_state
         _ = ours.head_rows
@@ -165,17 +167,17 @@ def test_dora_forward_and_gradients_are_pefts(dropout: float) -> None:
     theirs.lora_A["default"].weight.data.copy_(ours.lora_A.data)
     theirs.lora_B["default"].weight.data.copy_(ours.lora_B.data)
     x, upstream = torch.randn(2, 7, 64), torch.randn(2, 7, 48)
-    found = []
+    outputs = []
     for layer, parameters in (
         (ours, (ours.lora_A, ours.lora_B, ours.magnitude)),
         (theirs, (*(part["default"].weight for part in (theirs.lora_A, theirs.lora_B, theirs.lora_magnitude_vector)),)),
     ):
-        given = x.clone().requires_grad_()
+        layer_input = x.clone().requires_grad_()
         torch.manual_seed(3)
-        y = layer(given)
-        found.append((y, *torch.autograd.grad(y, (given, *parameters), upstream)))
-    for own, other in zip(*found, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5)
+        y = layer(layer_input)
+        outputs.append((y, *torch.autograd.grad(y, (layer_input, *parameters), upstream)))
+    for our_gradient, their_gradient in zip(*outputs, strict=True):
+        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [lora.LoRALinear, variants.DoRALinear])
@@ -202,10 +204,10 @@ def test_what_begins_as_part_of_the_weight_is_saved_as_nothing_yet(tiny_base: Pa
 def test_pissa_takes_the_principal_part_and_leaves_the_sum() -> None:
     torch.manual_seed(0)
     weight = torch.randn(40, 60)
-    rest, (A, B) = variants.initial_factors(weight, r=5, scaling=3.0, quantized=False, location="w")
-    torch.testing.assert_close(rest + 3.0 * B @ A, weight, rtol=1e-5, atol=1e-5)
+    remainder, (A, B) = variants.initial_factors(weight, r=5, scaling=3.0, quantized=False, location="w")
+    torch.testing.assert_close(remainder + 3.0 * B @ A, weight, rtol=1e-5, atol=1e-5)
     values = torch.linalg.svdvals(weight)
-    torch.testing.assert_close(torch.linalg.matrix_norm(rest, 2), values[5], rtol=0.02, atol=0)
+    torch.testing.assert_close(torch.linalg.matrix_norm(remainder, 2), values[5], rtol=0.02, atol=0)
 
 
 def test_a_kind_that_cannot_be_is_refused(tiny_base: Path, tmp_path: Path) -> None:
@@ -232,10 +234,12 @@ def test_experts_in_a_list_are_targets_and_one_that_no_token_came_to_survives_a_
     lora.reset(again, 1)
     back = new_state(again, train_config.OptimConfig())
     assert training_checkpoint.restore(tmp_path / "c.safetensors", again, back, "run")
-    kept = [
-        [parameter in one.optimizer.state for _, parameter in lora.trained_parameters(m)]
-        for m, one in ((model, state), (again, back))
+    has_state = [
+        [parameter in run_state.optimizer.state for _, parameter in lora.trained_parameters(m)]
+        for m, run_state in ((model, state), (again, back))
     ]
-    assert kept[0] == kept[1] == [False, False, True, True, False, False]
-    for (name, parameter), (_, other) in zip(lora.trained_parameters(model), lora.trained_parameters(again), strict=True):
-        assert torch.equal(parameter, other), name
+    assert has_state[0] == has_state[1] == [False, False, True, True, False, False]
+    for (name, parameter), (_, second_parameter) in zip(
+        lora.trained_parameters(model), lora.trained_parameters(again), strict=True
+    ):
+        assert torch.equal(parameter, second_parameter), name

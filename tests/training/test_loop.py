@@ -34,14 +34,14 @@ from tests.training.test_trainer import RUN, contents, settings  # noqa: E402
 
 def test_four_times_two_rows_learn_what_eight_rows_do(tiny_base: Path) -> None:
     """Rows have one to 24 labels: an average of averages would be another loss, and another adapter."""
-    given = rows(16)
+    documents = rows(16)
     for number in range(16):
-        given.labels[number, 1 + number % 24 :] = IGNORED
+        documents.labels[number, 1 + number % 24 :] = IGNORED
     runs = []
     for micro in (8, 2):
         loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=8, micro_rows=micro, learning_rate=5e-3)
         state = new_state(loaded_model.model, options)
-        losses = [training_loop.advance(loaded_model, given, state, options, 6)["loss"] for _ in range(6)]
+        losses = [training_loop.advance(loaded_model, documents, state, options, 6)["loss"] for _ in range(6)]
         runs.append((losses, dict(lora.trained_parameters(loaded_model.model))))
     assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-6)
     for name, parameter in runs[0][1].items():
@@ -115,10 +115,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: Path) -> None:
     """In every dtype: with it, clipping would make every parameter NaN."""
     loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2, learning_rate=5e-3)
     poisoned(next(layer for _, layer in lora.lora_layers(loaded_model.model)), {1, 2, 4})
-    state, said = new_state(loaded_model.model, options), []
-    training_loop.run(loaded_model, rows(), None, state, options, steps=6, save=Path, keep=Path, on_event=said.append)
+    state, events = new_state(loaded_model.model, options), []
+    training_loop.run(loaded_model, rows(), None, state, options, steps=6, save=Path, keep=Path, on_event=events.append)
     assert [line["step"] for line in state.log if line.get("skipped")] == [2, 3, 5]
-    noted = [event.text for event in said if isinstance(event, training.NoteEvent)]
+    noted = [event.text for event in events if isinstance(event, training.NoteEvent)]
     assert noted[0] == "step 2 changed nothing, because its gradient is not finite"
     assert len(noted) == 3
     assert all(torch.isfinite(parameter).all() for _, parameter in lora.trained_parameters(loaded_model.model))
@@ -142,15 +142,17 @@ def test_a_gradient_that_stays_infinite_ends_the_training(tiny_base: Path) -> No
     assert (ended.value.code, ended.value.hint) == ("diverged", "Lower learning_rate, or set base.dtype to float32")
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_a_loss_that_is_not_finite_ends_the_training_by_name(held: bool, tiny_base: Path) -> None:
+@pytest.mark.parametrize("is_heldout", [True, False])
+def test_a_loss_that_is_not_finite_ends_the_training_by_name(is_heldout: bool, tiny_base: Path) -> None:
     loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2)
     with torch.no_grad():
         next(layer for _, layer in lora.lora_layers(loaded_model.model)).lora_B.fill_(float("nan"))
-    says = f"train: the {'held-out ' * held}loss is nan at step {1 - held}. Lower learning_rate, or raise warmup"
-    given, state = rows() if held else None, new_state(loaded_model.model, options)
+    says = f"train: the {'held-out ' * is_heldout}loss is nan at step {1 - is_heldout}. Lower learning_rate, or raise warmup"
+    heldout_rows, state = rows() if is_heldout else None, new_state(loaded_model.model, options)
     with pytest.raises(RefusedError, match=says) as ended:
-        training_loop.run(loaded_model, rows(), given, state, options, steps=2, save=Path, keep=Path, on_event=lambda _: None)
+        training_loop.run(
+            loaded_model, rows(), heldout_rows, state, options, steps=2, save=Path, keep=Path, on_event=lambda _: None
+        )
     assert ended.value.code == "diverged"
 
 
@@ -177,10 +179,10 @@ def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
     monkeypatch.setattr(compute_device, "gain_of_one_thread", lambda work: gain * bool(trial(work)))
     monkeypatch.setattr(training_loop, "_TRIAL_STEP", 2)
     monkeypatch.setattr(training_loop, "_MAX_TRIAL_SECONDS", float("inf"))  # a step can take long beside other programs
-    plan, said = training.read_config(settings(tmp_path, tiny_base, **WAITING)), []
+    plan, events = training.read_config(settings(tmp_path, tiny_base, **WAITING)), []
     monkeypatch.setattr(training_loop, "cores_are_busy", lambda: busy)
-    training.run(plan, tmp_path / "out", on_event=said.append)
-    noted = [event.text for event in said if isinstance(event, training.NoteEvent)]
+    training.run(plan, tmp_path / "out", on_event=events.append)
+    noted = [event.text for event in events if isinstance(event, training.NoteEvent)]
     assert len(noted) == notes
     assert all("with threads = 1 it would be about 2.5 times as fast" in note for note in noted)
     assert contents(tmp_path / "out") == quiet
@@ -226,7 +228,7 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
     assert result.perplexity_after == pytest.approx(np.exp(min(losses)))
     assert result.kept_step == result.steps - 2
     # What is written is the best, not the last.
-    base = load_base(tiny_base, train_config.BaseConfig(str(tiny_base)), train_config.LoRAConfig(r=4, alpha=8), where="")
+    base = load_base(tiny_base, train_config.BaseConfig(str(tiny_base)), train_config.LoRAConfig(r=4, alpha=8), location="")
     from adapterhub_converters.formats import peft as peft_format
 
     written = peft_format.read(tmp_path / "out")
@@ -234,8 +236,8 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
         layer.lora_A.data.copy_(torch.from_numpy(written.deltas[name].lora_A))
         layer.lora_B.data.copy_(torch.from_numpy(written.deltas[name].lora_B))
     files = [document_files.read(tmp_path / "heldout.jsonl")]
-    asked = dataset.build(files, base.tokenizer, sequence=48, loss="completion", seed=None).rows
-    assert heldout.evaluate(base, asked, 4) == pytest.approx(min(losses), rel=1e-4)
+    heldout_rows = dataset.build(files, base.tokenizer, sequence=48, loss="completion", seed=None).rows
+    assert heldout.evaluate(base, heldout_rows, 4) == pytest.approx(min(losses), rel=1e-4)
 
 
 def test_with_checkpointing_the_same_is_learned_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
@@ -267,9 +269,9 @@ def test_with_reused_memory_for_dense_weights_the_same_is_learned_byte_for_byte(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = settings(tmp_path, tiny_base, steps=3)
-    for most in (nf4_matrix.MAX_NEW_BYTES, 0):
-        monkeypatch.setattr(nf4_matrix, "MAX_NEW_BYTES", most)
-        training.run(training.read_config(path), tmp_path / str(bool(most)))
+    for max_new_bytes in (nf4_matrix.MAX_NEW_BYTES, 0):
+        monkeypatch.setattr(nf4_matrix, "MAX_NEW_BYTES", max_new_bytes)
+        training.run(training.read_config(path), tmp_path / str(bool(max_new_bytes)))
     assert contents(tmp_path / "True") == contents(tmp_path / "False")
 
 
@@ -354,13 +356,13 @@ def test_a_checkpoint_that_cannot_be_written_is_a_note_and_the_run_goes_on(tmp_p
 
 def test_samples_equal_the_output_of_generate(tiny_base: Path) -> None:
     loaded_model = loaded(whole(tiny_base))
-    (said,) = heldout.answers(loaded_model, ["what?"], 6)
+    (sample,) = heldout.answers(loaded_model, ["what?"], 6)
     plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     ids = loaded_model.tokenizer.apply_chat_template(
         [{"role": "user", "content": "what?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     expected = plain.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    assert said == {"prompt": "what?", "text": loaded_model.tokenizer.decode(expected, skip_special_tokens=True)}
+    assert sample == {"prompt": "what?", "text": loaded_model.tokenizer.decode(expected, skip_special_tokens=True)}
     assert loaded_model.model.training
 
 
@@ -396,45 +398,47 @@ def test_a_log_that_does_not_start_is_one_line(tmp_path: Path, tiny_base: Path) 
 
 
 def test_a_log_that_fails_meanwhile_is_reported_and_gets_no_more_events() -> None:
-    said: list[Any] = []
-    told: dict[str, list[int]] = {"good": [], "bad": []}
+    events: list[Any] = []
+    logged: dict[str, list[int]] = {"good": [], "bad": []}
 
     def bad(step: int, numbers: Any) -> None:
-        told["bad"].append(step)
+        logged["bad"].append(step)
         raise ConnectionError("no such\nhost")
 
-    tell = tracking.logging_to({"bad": bad, "good": lambda step, numbers: told["good"].append(step)}, said.append)
+    tell = tracking.logging_to({"bad": bad, "good": lambda step, numbers: logged["good"].append(step)}, events.append)
     steps = [training.StepEvent(n, 3, 1.0, 1e-3, 1.0, 10 * n, 5.0, 0) for n in (1, 2, 3)]
     for step in steps:
         tell(step)
-    assert told == {"good": [1, 2, 3], "bad": [1]}
-    assert said == [training.TrackerFailureEvent("bad", "no such host"), *steps]
+    assert logged == {"good": [1, 2, 3], "bad": [1]}
+    assert events == [training.TrackerFailureEvent("bad", "no such host"), *steps]
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_log_receives_whether_the_training_failed(
     fails: bool, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Any] = []
+    closed_with: list[Any] = []
 
     class Opened:
         def __enter__(self) -> Any:
             return lambda step, numbers: None
 
         def __exit__(self, kind: Any, *_: object) -> None:
-            seen.append(kind)
+            closed_with.append(kind)
             raise ConnectionError("gone")
 
     monkeypatch.setitem(tracking._TRACKERS, "tensorboard", lambda config, out: Opened())
     settled = training.read_config(settings(tmp_path, tiny_base, log_to=["tensorboard"]))
-    said: list[Any] = []
+    events: list[Any] = []
     try:
-        with tracking.with_trackers(settled, tmp_path / "out", said.append):
+        with tracking.with_trackers(settled, tmp_path / "out", events.append):
             if fails:
                 raise UsageError("x", "wrong")
     except ConnectionError:
         assert fails
-    assert (seen, said) == (([UsageError], []) if fails else ([None], [training.TrackerFailureEvent("tensorboard", "gone")]))
+    assert (closed_with, events) == (
+        ([UsageError], []) if fails else ([None], [training.TrackerFailureEvent("tensorboard", "gone")])
+    )
 
 
 def test_a_curve_in_a_line() -> None:

@@ -13,12 +13,12 @@ from tests.conftest import need_module  # noqa: E402
 def layer(quantized: bool, bias: bool = False) -> lora.LoRALinear:
     torch.manual_seed(1)
     weight = torch.randn(48, 64) * 0.1
-    made = lora.LoRALinear(
+    lora_layer = lora.LoRALinear(
         nf4_matrix.quantize(weight) if quantized else weight, torch.randn(48) if bias else None, r=4, alpha=6
     )
-    made.reset(torch.Generator().manual_seed(2))
-    torch.nn.init.normal_(made.lora_B)
-    return made
+    lora_layer.reset(torch.Generator().manual_seed(2))
+    torch.nn.init.normal_(lora_layer.lora_B)
+    return lora_layer
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -44,7 +44,9 @@ LIKE_135M = {
 }  # fmt: skip
 
 
-def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = "", lora: str = "", **keys: object) -> Path:
+def write_settings(
+    folder: Path, numbers: dict[str, int], *, sequence: int, base: str = "", lora: str = "", **keys: object
+) -> Path:
     """A config over a new base of that shape."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -104,7 +106,7 @@ def test_the_measured_memory_is_within_15_percent_of_the_prediction(tmp_path: Pa
     if not base and not compute_device.multiplies_bfloat16():
         # Torch's own loop for bfloat16 takes minutes here, and none of oneDNN's memory, which the plan includes.
         base, tolerance = 'dtype = "float32"', 0.2
-    path = made(tmp_path, numbers, base=base, lora=lora, **keys)  # type: ignore[arg-type]
+    path = write_settings(tmp_path, numbers, base=base, lora=lora, **keys)  # type: ignore[arg-type]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas")),
         "GOMP_SPINCOUNT": "1000",
@@ -130,14 +132,14 @@ def test_other_settings_change_the_parts_that_they_are_about(tmp_path: Path, tin
     config = config_of(tmp_path, tiny_base)
     spec = read_base(tiny_base)
     planned = memory.plan(config, spec)
-    found = {item.settings: item.plan for item in budget.alternatives(config, spec)}
-    assert list(found) == [
+    plans = {item.settings: item.plan for item in budget.alternatives(config, spec)}
+    assert list(plans) == [
         "micro_rows = 4", "micro_rows = 1", "sequence = 128", "sequence = 512", "checkpointing = true", 'quantize = "none"',
     ]  # fmt: skip
-    assert found["micro_rows = 1"].activations < found["micro_rows = 4"].activations < planned.activations
-    assert found["checkpointing = true"].activations < planned.activations
-    assert found['quantize = "none"'].base > planned.base
-    assert all(plan.adapter == planned.adapter for plan in found.values())
+    assert plans["micro_rows = 1"].activations < plans["micro_rows = 4"].activations < planned.activations
+    assert plans["checkpointing = true"].activations < planned.activations
+    assert plans['quantize = "none"'].base > planned.base
+    assert all(plan.adapter == planned.adapter for plan in plans.values())
 
 
 def test_full_fine_tuning_holds_sixteen_bytes_a_parameter_and_the_same_rows(tmp_path: Path, tiny_base: Path) -> None:
@@ -155,8 +157,8 @@ def test_what_cannot_fit_is_refused_with_the_least_change_that_makes_it_fit(tmp_
     spec = read_base(tiny_base)
     total = memory.plan(config, spec).total
 
-    def remedy(free: int | None, **more: int) -> str | None:
-        error = budget.misfit(config, spec, free=free, **more)
+    def remedy(free: int | None, **sizes: int) -> str | None:
+        error = budget.misfit(config, spec, free=free, **sizes)
         return None if error is None else error.hint
 
     assert remedy(total) is remedy(total - 1, allocated=1) is remedy(None) is None
@@ -182,8 +184,8 @@ def test_checkpointing_is_chosen_where_it_does_not_fit_otherwise(tmp_path: Path,
     settled = budget.resolve_auto(config, spec, free=total - 1)
     assert settled.train.checkpointing is True
     assert memory.plan(settled, spec).total < total
-    for said in (True, False):
-        chosen = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpointing=said))
+    for checkpointing in (True, False):
+        chosen = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpointing=checkpointing))
         assert budget.resolve_auto(chosen, spec, free=1) == chosen
 
 
@@ -198,12 +200,12 @@ def test_the_base_is_dequantized_where_it_fits(tmp_path: Path, tiny_base: Path) 
     assert not budget.resolve_auto(config, spec, free=2 * whole - 2, is_fast=True).dequantized
     assert not budget.resolve_auto(config, spec, free=None, is_fast=True).dequantized
     assert not budget.resolve_auto(config, spec, free=2 * whole).dequantized
-    for other in (
+    for variant in (
         dataclasses.replace(config, lora=dataclasses.replace(config.lora, dora=True)),
         dataclasses.replace(config, base=dataclasses.replace(config.base, dtype="float32")),
         dataclasses.replace(config, base=dataclasses.replace(config.base, quantize="none")),
     ):
-        assert not budget.resolve_auto(other, spec, free=99 * whole, is_fast=True).dequantized
+        assert not budget.resolve_auto(variant, spec, free=99 * whole, is_fast=True).dequantized
 
 
 def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Path) -> None:
@@ -215,8 +217,8 @@ def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Pat
     ):  # fmt: skip
         config = dataclasses.replace(config_of(tmp_path, tiny_base), lora=training.train_config.LoRAConfig(r=2, **words))
         spec = read_base(tiny_base)
-        made = load_base(tiny_base, config.base, config.lora, where="")
-        trained = sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)
+        loaded = load_base(tiny_base, config.base, config.lora, location="")
+        trained = sum(parameter.numel() for parameter in loaded.model.parameters() if parameter.requires_grad)
         assert memory.parameters(config, spec)[1] == trained, words
 
 
@@ -228,11 +230,11 @@ def test_the_base_takes_the_planned_bytes(quantize: train_config.BaseForm, tiny_
 
     config, spec = config_of(tmp_path, tiny_base), read_base(tiny_base)
     config = dataclasses.replace(config, base=dataclasses.replace(config.base, quantize=quantize))
-    model = load_base(tiny_base, config.base, config.lora, where="").model
-    held = {id(parameter): parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad}
+    model = load_base(tiny_base, config.base, config.lora, location="").model
+    held_bytes = {id(parameter): parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad}
     matrices = [module.base for module in model.modules() if isinstance(module, lora.Frozen)]
-    held |= {id(matrix): matrix.size if isinstance(matrix, nf4_matrix.NF4) else matrix.nbytes for matrix in matrices}
-    assert memory.plan(config, spec).base == pytest.approx(sum(held.values()), rel=0.01)
+    held_bytes |= {id(matrix): matrix.size if isinstance(matrix, nf4_matrix.NF4) else matrix.nbytes for matrix in matrices}
+    assert memory.plan(config, spec).base == pytest.approx(sum(held_bytes.values()), rel=0.01)
 
 
 EXPERTS = {"MixtralForCausalLM": ("experts.gate_up_proj",), "Qwen2MoeForCausalLM": ("mlp.experts.down_proj", "q_proj")}
@@ -275,9 +277,9 @@ def test_a_card_holds_more_logits_at_once_neither_data_nor_masks_and_no_interpre
     sizes = [memory.logits_at_once(128_256, 2, card) for card in (None, 8 << 30, 24 << 30, 80 << 30, 192 << 30)]
     assert sizes == [256, 128, 512, 1024, 1024]
     config, spec = config_of(tmp_path, tiny_base), read_base(tiny_base)
-    plan, there = memory.plan(config, spec), memory.plan(config, spec, card=24 << 30)
-    assert (there.base, there.adapter, there.optimizer, there.data) == (plan.base, plan.adapter, plan.optimizer, 0)
-    assert there.logits == 12 * plan.logits
+    plan, on_card = memory.plan(config, spec), memory.plan(config, spec, card=24 << 30)
+    assert (on_card.base, on_card.adapter, on_card.optimizer, on_card.data) == (plan.base, plan.adapter, plan.optimizer, 0)
+    assert on_card.logits == 12 * plan.logits
     long, twice = (
         memory.plan(dataclasses.replace(config, data=dataclasses.replace(config.data, sequence=tokens)), spec, card=80 << 30)
         for tokens in (32_768, 65_536)

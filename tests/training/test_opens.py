@@ -74,15 +74,15 @@ def test_each_base_file_is_opened_at_most_twice(
         names = [path.name for path in (tmp_path / "base").iterdir()]
         return {name: counted[f"base/{name}"] - by_transformers.get(name, 0) for name in names}
 
-    found = train("one")
-    weights = [name for name in found if name.endswith(".safetensors")]
+    counts = train("one")
+    weights = [name for name in counts if name.endswith(".safetensors")]
     assert len(weights) > 1
-    assert {name: count for name, count in found.items() if count > 2} == {}
-    assert {found[name] for name in weights} == {2}
+    assert {name: count for name, count in counts.items() if count > 2} == {}
+    assert {counts[name] for name in weights} == {2}
     if not keys:
         # The tensors now come from the quantized cache: of the base only headers are read.
-        found = train("two")
-        assert {found[name] for name in weights} == {1}
+        counts = train("two")
+        assert {counts[name] for name in weights} == {1}
 
 
 def test_each_file_of_the_trained_adapter_is_read_once(config: Path, tmp_path: Path, run: Run) -> None:

@@ -44,16 +44,18 @@ DPO = train_config.PreferenceConfig("dpo", beta=0.5)
 
 
 def examples(pairs: list[dict[str, Any]], tokenizer: Any) -> list[Example]:
-    found = [record_shapes.pair(pair, "") for pair in pairs]
-    return [encode(pair[side], tokenizer, loss="completion", location="") for pair in found for side in record_shapes.SIDES]
+    split_pairs = [record_shapes.pair(pair, "") for pair in pairs]
+    return [
+        encode(pair[side], tokenizer, loss="completion", location="") for pair in split_pairs for side in record_shapes.SIDES
+    ]
 
 
 def our_losses(
-    made: Any, settings: train_config.TrainConfig, chosen: train_config.PreferenceConfig, *, packed: bool = False
+    loaded: Any, settings: train_config.TrainConfig, chosen: train_config.PreferenceConfig, *, packed: bool = False
 ) -> list[float]:
-    rows = packed_rows(examples(PAIRS, made.tokenizer), 2 * MAX_LENGTH, pack_rows=packed, pairs=True)
-    state = new_state(made.model, settings.train)
-    return [training_loop.advance(made, rows, state, settings.train, STEPS, preference=chosen)["loss"] for _ in range(STEPS)]
+    rows = packed_rows(examples(PAIRS, loaded.tokenizer), 2 * MAX_LENGTH, pack_rows=packed, pairs=True)
+    state = new_state(loaded.model, settings.train)
+    return [training_loop.advance(loaded, rows, state, settings.train, STEPS, preference=chosen)["loss"] for _ in range(STEPS)]
 
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "simpo"])
@@ -119,16 +121,16 @@ Q, A, B = ({"role": role, "content": text} for role, text in (("user", "q"), ("a
     ],
 )
 def test_pairs_in_the_shapes_that_people_have(record: Any, chosen: Any, rejected: Any) -> None:
-    found = record_shapes.pair(record, "")
+    split_pair = record_shapes.pair(record, "")
     for side, (prompt, completion) in zip(("chosen", "rejected"), (chosen, rejected), strict=True):
-        assert found[side]["completion"] == completion
-        assert prompt is ... or found[side]["prompt"] == prompt
+        assert split_pair[side]["completion"] == completion
+        assert prompt is ... or split_pair[side]["prompt"] == prompt
 
 
 def test_questions_with_two_answers_are_pairs_too() -> None:
-    found = record_shapes.pair({"question": "q", "chosen": "a", "rejected": "b", "system": "s"}, "")
-    assert found["chosen"] == {"instruction": "q", "output": "a", "system": "s"}
-    assert found["rejected"] == {"instruction": "q", "output": "b", "system": "s"}
+    split_pair = record_shapes.pair({"question": "q", "chosen": "a", "rejected": "b", "system": "s"}, "")
+    assert split_pair["chosen"] == {"instruction": "q", "output": "a", "system": "s"}
+    assert split_pair["rejected"] == {"instruction": "q", "output": "b", "system": "s"}
     with pytest.raises(FormatError, match='has no "chosen" and "rejected"'):
         record_shapes.pair({"prompt": "q", "completion": "a"}, "x:1")
 

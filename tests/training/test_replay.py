@@ -49,11 +49,11 @@ def rebuild(run: Run, steps: str, *options: str, code: int = 0) -> Any:
 
 def test_every_part_of_a_training_is_repeated_from_the_state_before_it(pushed: Path, run: Run) -> None:
     assert [item.step for item in recorded(pushed / "out")] == [3, 6]
-    kept = ("--checkpoints", "out.checkpoints")
+    checkpoint_options = ("--checkpoints", "out.checkpoints")
     assert rebuild(run, "0-3").stdout == "team/sql:v1: steps 0 to 3 repeated, every byte matches\n"
-    assert rebuild(run, "3-6", *kept).stdout == "team/sql:v1: steps 3 to 6 repeated, every byte matches\n"
+    assert rebuild(run, "3-6", *checkpoint_options).stdout == "team/sql:v1: steps 3 to 6 repeated, every byte matches\n"
     (pushed / "out.checkpoints" / "step-3.safetensors").unlink()
-    document = json.loads(rebuild(run, "1", *kept, "--json").stdout)  # the one part that is so short
+    document = json.loads(rebuild(run, "1", *checkpoint_options, "--json").stdout)  # the one part that is so short
     assert (document["steps"], document["same"], document["differences"]) == ([6, 7], True, [])
     # Of the parts of three steps, only the first one can be begun.
     assert json.loads(rebuild(run, "3", "--json").stdout)["steps"] == [0, 3]

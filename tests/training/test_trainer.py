@@ -140,13 +140,13 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path, tiny_base:
     factors = []
     for micro in (4, 1):
         path = settings(tmp_path, tiny_base, steps=1, micro_rows=micro)
-        made, rows = prepared(train.read_config(path))
+        loaded, rows = prepared(train.read_config(path))
         rows.labels[0, 5:] = IGNORED
-        state = new_state(made.model, train_config.OptimConfig(rows=4, micro_rows=micro, clip=0))
+        state = new_state(loaded.model, train_config.OptimConfig(rows=4, micro_rows=micro, clip=0))
         gradients = {}
-        for path_name, layer in lora.lora_layers(made.model):
+        for path_name, layer in lora.lora_layers(loaded.model):
             layer.lora_B.register_post_accumulate_grad_hook(partial(keep, gradients, path_name))
-        training_loop.advance(made, rows, state, train_config.OptimConfig(rows=4, micro_rows=micro, clip=0), steps=1)
+        training_loop.advance(loaded, rows, state, train_config.OptimConfig(rows=4, micro_rows=micro, clip=0), steps=1)
         factors.append(gradients)
     for name, gradient in factors[0].items():
         torch.testing.assert_close(factors[1][name], gradient, rtol=1e-4, atol=1e-6)
@@ -159,7 +159,7 @@ def keep(gradients: dict[str, object], name: str, parameter: object) -> None:
 def prepared(settings_: train.TrainConfig, dtype: Any = "float32"):  # type: ignore[no-untyped-def]
     """The base in `dtype` and the training rows, as the trainer makes them."""
     settings_ = dataclasses.replace(settings_, base=dataclasses.replace(settings_.base, dtype=dtype))
-    base = load_base(settings_.resolve(settings_.base.path), settings_.base, settings_.lora, where="c.toml")
+    base = load_base(settings_.resolve(settings_.base.path), settings_.base, settings_.lora, location="c.toml")
     lora.reset(base.model, 0)
     files = [document_files.read(settings_.resolve("train.jsonl"))]
     rows = dataset.build(files, base.tokenizer, sequence=48, loss="all", seed=0).rows
@@ -175,7 +175,7 @@ def test_losses_are_those_of_peft_on_bitsandbytes(tmp_path: Path, tiny_base: Pat
     from peft import LoraConfig, get_peft_model
 
     options = train_config.OptimConfig(steps=8, rows=4, learning_rate=0.01, schedule="linear", clip=1.0)
-    made, rows = prepared(train.read_config(settings(tmp_path, tiny_base)))
+    loaded, rows = prepared(train.read_config(settings(tmp_path, tiny_base)))
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and module.in_features % 64:  # bitsandbytes' kernel for CPUs is wrong there
@@ -187,11 +187,11 @@ def test_losses_are_those_of_peft_on_bitsandbytes(tmp_path: Path, tiny_base: Pat
             linear.weight = bitsandbytes.nn.Params4bit(module.weight.data, requires_grad=False, quant_type="nf4")
             lora.replace_module(model, name, linear.to("cpu"))
     theirs = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-    for name, layer in lora.lora_layers(made.model):
+    for name, layer in lora.lora_layers(loaded.model):
         module = theirs.base_model.model.get_submodule(name)
         module.lora_A["default"].weight.data.copy_(layer.lora_A.data)
     optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=0.0, weight_decay=0.0)
-    state = new_state(made.model, options)
+    state = new_state(loaded.model, options)
     for step in range(8):
         chosen = order(len(rows), 32, options.seed)[step * 4 : step * 4 + 4]
         labels = torch.from_numpy(rows.labels[chosen])
@@ -204,7 +204,9 @@ def test_losses_are_those_of_peft_on_bitsandbytes(tmp_path: Path, tiny_base: Pat
         optimizer.param_groups[0]["lr"] = learning_rate(options, step, 8)
         optimizer.step()
         optimizer.zero_grad()
-        assert training_loop.advance(made, rows, state, options, steps=8)["loss"] == pytest.approx(loss.item(), rel=2e-4), step
+        assert training_loop.advance(loaded, rows, state, options, steps=8)["loss"] == pytest.approx(loss.item(), rel=2e-4), (
+            step
+        )
 
 
 @pytest.mark.peer
@@ -220,7 +222,7 @@ def test_peft_loads_the_folder_and_computes_the_same(trained, tiny_base: Path) -
     settings_ = dataclasses.replace(
         train.read_config(path), base=train_config.BaseConfig(path=str(tiny_base), quantize="none", dtype="float32")
     )
-    base = load_base(tiny_base, settings_.base, settings_.lora, where="")
+    base = load_base(tiny_base, settings_.base, settings_.lora, location="")
     adapter = peft_format.read(out)
     for name, layer in lora.lora_layers(base.model):
         layer.lora_A.data.copy_(torch.from_numpy(adapter.deltas[name].lora_A))
@@ -235,37 +237,37 @@ def test_peft_loads_the_folder_and_computes_the_same(trained, tiny_base: Path) -
 
 def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path) -> None:
     base = load_base(
-        tiny_base, train_config.BaseConfig("", quantize="none", dtype="float32"), train_config.LoRAConfig(r=2), where=""
+        tiny_base, train_config.BaseConfig("", quantize="none", dtype="float32"), train_config.LoRAConfig(r=2), location=""
     )
-    alone, other = torch.arange(40, 52), torch.arange(100, 110)
+    alone, other_ids = torch.arange(40, 52), torch.arange(100, 110)
     positions = torch.cat([torch.arange(10), torch.arange(12)])[None]
     with torch.no_grad():
         expected = base.model(alone[None], use_cache=False).logits[0]
-        packed = base.model(torch.cat([other, alone])[None], position_ids=positions, use_cache=False).logits[0, 10:]
+        packed = base.model(torch.cat([other_ids, alone])[None], position_ids=positions, use_cache=False).logits[0, 10:]
     torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [64, 520])  # rows short enough for our own attention, and longer ones
 def test_changing_one_sample_changes_no_others_loss(length: int, tiny_base: Path) -> None:
     base = load_base(
-        tiny_base, train_config.BaseConfig("", quantize="none", dtype="float32"), train_config.LoRAConfig(r=2), where=""
+        tiny_base, train_config.BaseConfig("", quantize="none", dtype="float32"), train_config.LoRAConfig(r=2), location=""
     )
     numbers = np.random.default_rng(0)
     texts = [numbers.integers(3, 250, size) for size in (length // 2, length // 4, length // 4)]
-    others = [texts[0], numbers.integers(3, 250, length // 4), texts[2]]
+    other_texts = [texts[0], numbers.integers(3, 250, length // 4), texts[2]]
 
     def losses(documents: list[np.ndarray]) -> list[float]:
         """The loss of each document, all in one row."""
         rows = packed_rows([Example(ids, np.ones(len(ids), bool), joint=True) for ids in documents], length)
         assert len(rows) == 1
-        found, starts = [], [*np.flatnonzero(rows.positions[0] == 0), length]
+        losses_by_document, starts = [], [*np.flatnonzero(rows.positions[0] == 0), length]
         for start, end in itertools.pairwise(starts):
             labels = np.full_like(rows.labels, IGNORED)
             labels[:, start:end] = rows.labels[:, start:end]
-            found.append(-logprobs(base, Rows(rows.ids, labels, rows.positions)).sum().item())
-        return found
+            losses_by_document.append(-logprobs(base, Rows(rows.ids, labels, rows.positions)).sum().item())
+        return losses_by_document
 
-    before, after = losses(texts), losses(others)
+    before, after = losses(texts), losses(other_texts)
     assert (before[0], before[2]) == (after[0], after[2])
     assert before[1] != after[1]
 
@@ -296,9 +298,9 @@ def test_checkpointing_changes_no_number(trained, tmp_path: Path, tiny_base: Pat
 
 def test_steps_done_by_a_program_give_the_bytes_of_a_run(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     out, path, _, _ = trained
-    seen: list[str] = []
+    event_names: list[str] = []
     with train.open_trainer(
-        train.read_config(path), tmp_path / "out", on_event=lambda event: seen.append(type(event).__name__)
+        train.read_config(path), tmp_path / "out", on_event=lambda event: event_names.append(type(event).__name__)
     ) as trainer:
         trainer.evaluate()
         for batch in trainer.batches():
@@ -308,7 +310,7 @@ def test_steps_done_by_a_program_give_the_bytes_of_a_run(trained, tmp_path: Path
         result = trainer.save()
     assert contents(result.folder) == contents(out)
     steps = ["EvaluationEvent", *["StepEvent"] * 6, "EvaluationEvent", "SaveEvent"]
-    assert [name for name in seen if name not in ("Loading", "Encoding")] == ["Ready", *steps]
+    assert [name for name in event_names if name not in ("Loading", "Encoding")] == ["Ready", *steps]
 
 
 def test_a_loss_of_ones_own_learns_with_its_gradient_and_is_recorded(trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -462,8 +464,10 @@ def test_the_manifest_has_the_weights_that_were_trained_on_and_the_curve(trained
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
     assert training["weights"] == [{"path": "model.safetensors", "digest": digest, "size": len(raw)}]
     steps = [{"step": event.step, "loss": event.loss} for event in events if isinstance(event, train.StepEvent)]
-    asked = [{"step": event.step, "heldout_loss": event.loss} for event in events if isinstance(event, train.EvaluationEvent)]
-    assert training["curve"] == [asked[0], *steps, asked[1]]
+    evaluations = [
+        {"step": event.step, "heldout_loss": event.loss} for event in events if isinstance(event, train.EvaluationEvent)
+    ]
+    assert training["curve"] == [evaluations[0], *steps, evaluations[1]]
     assert set(training) == {"config", "data", "weights", "seed", "versions", "metrics", "curve", "recorder"}
 
 

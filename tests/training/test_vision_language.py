@@ -42,22 +42,26 @@ def test_losses_and_gradients_are_pefts(name: str, tmp_path: Path) -> None:
     need_module("peft")
     from peft import LoraConfig, get_peft_model
 
-    settings, given = whole(saved(name, tmp_path, **NAMES[name])), single()
+    settings, documents = whole(saved(name, tmp_path, **NAMES[name])), single()
     ours = kinds.loaded(settings)
     assert isolates_documents(ours)
     layers = dict(lora.lora_layers(ours.model))
     words = {"r": settings.lora.r, "lora_alpha": settings.lora.alpha, "task_type": "CAUSAL_LM"}
     theirs = get_peft_model(seeing(tmp_path), LoraConfig(**words, target_modules=list(layers)))
     for path, layer in layers.items():
-        there = theirs.base_model.model.get_submodule(path)
-        there.lora_A["default"].weight.data.copy_(layer.lora_A.data)
-        there.lora_B["default"].weight.data.copy_(layer.lora_B.data)
+        their_layer = theirs.base_model.model.get_submodule(path)
+        their_layer.lora_A["default"].weight.data.copy_(layer.lora_A.data)
+        their_layer.lora_B["default"].weight.data.copy_(layer.lora_B.data)
     # In training mode Gemma 3 asks for the kind of each token; no layer here drops anything.
-    expected = peft_losses(theirs.eval(), settings, given)
+    expected = peft_losses(theirs.eval(), settings, documents)
     state = new_state(ours.model, settings.train)
-    lines = [training_loop.advance(ours, given, state, settings.train, STEPS) for _ in range(STEPS)]
-    assert [line["loss"] for line in lines] == pytest.approx([one[0] for one in expected], abs=1e-5, rel=1e-6)
-    assert [line["gradient_norm"] for line in lines] == pytest.approx([one[1] for one in expected], rel=1e-4)
+    lines = [training_loop.advance(ours, documents, state, settings.train, STEPS) for _ in range(STEPS)]
+    assert [line["loss"] for line in lines] == pytest.approx(
+        [loss_and_norm[0] for loss_and_norm in expected], abs=1e-5, rel=1e-6
+    )
+    assert [line["gradient_norm"] for line in lines] == pytest.approx(
+        [loss_and_norm[1] for loss_and_norm in expected], rel=1e-4
+    )
 
 
 @pytest.mark.peer

@@ -57,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def here(place: Path) -> Workspace:
+def workspace(place: Path) -> Workspace:
     return Workspace(registry=place, policy=None)
 
 
@@ -68,60 +68,64 @@ def write_base_of(folder: Path, theta: float) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "rope_theta": theta}))
 
 
-def predicate(run: Run, ref: str, *more: object) -> Any:
-    (one,) = json.loads(run("verify", ref, "--attestations", *PUBLIC, *more, "--json").stdout)["attestations"]
-    return one["predicate"]
+def predicate(run: Run, ref: str, *options: object) -> Any:
+    (attestation_document,) = json.loads(run("verify", ref, "--attestations", *PUBLIC, *options, "--json").stdout)[
+        "attestations"
+    ]
+    return attestation_document["predicate"]
 
 
 def test_what_fits_is_attested_with_the_verdict_of_each_runtime_and_computed_again(place: Path, run: Run) -> None:
     run("attest", "team/sql", "--fits", "base", *KEY)
-    found = predicate(run, "team/sql", "--recompute", "--base", "base")
-    assert found["base"]["fingerprint"] == bases.read_hf(place / "base").fingerprint
-    assert found["verdicts"]["vllm"]["verdict"] == "applied"
+    predicate_document = predicate(run, "team/sql", "--recompute", "--base", "base")
+    assert predicate_document["base"]["fingerprint"] == bases.read_hf(place / "base").fingerprint
+    assert predicate_document["verdicts"]["vllm"]["verdict"] == "applied"
     result = run("verify", "team/sql", "--attestations", *PUBLIC, "--recompute", code=1)
     assert "cannot be computed again without the base" in result.stdout
     assert "Pass it as --base" in result.stdout
 
 
-def test_what_does_not_fit_is_not_attested(place: Path, run: Run, here: Workspace) -> None:
+def test_what_does_not_fit_is_not_attested(place: Path, run: Run, workspace: Workspace) -> None:
     write_base_of(place / "other-base", 5.0)
     with pytest.raises(RefusedError, match="numerics-differ"):
-        ah.attest("team/sql", "ci.key", fits="other-base", training=True, workspace=here)
+        ah.attest("team/sql", "ci.key", fits="other-base", training=True, workspace=workspace)
     assert "has no attestation" in run("verify", "team/sql", "--attestations", *PUBLIC, code=1).stdout  # not of training either
 
 
-def test_another_base_gives_another_statement(place: Path, run: Run, here: Workspace) -> None:
-    ah.push(write_adapter(place / "unpinned", 3), "team/unpinned", workspace=here)
-    ah.attest("team/unpinned", "ci.key", fits="base", workspace=here)
+def test_another_base_gives_another_statement(place: Path, run: Run, workspace: Workspace) -> None:
+    ah.push(write_adapter(place / "unpinned", 3), "team/unpinned", workspace=workspace)
+    ah.attest("team/unpinned", "ci.key", fits="base", workspace=workspace)
     write_base_of(place / "other-base", 5.0)
     words = ("verify", "team/unpinned", "--attestations", *PUBLIC, "--recompute", "--base", "other-base")
     assert "fits: is another statement when it is computed again: base.config.rope_theta" in run(*words, code=1).stdout
 
 
 def test_a_merge_is_attested_if_a_rebuild_gives_its_bytes_and_its_parents_are_signed(
-    place: Path, run: Run, here: Workspace
+    place: Path, run: Run, workspace: Workspace
 ) -> None:
     with pytest.raises(IntegrityError, match="team/sql:v1: is not signed"):
-        ah.attest("team/both", "ci.key", merge=True, workspace=here)
-    signed = [ah.sign(f"team/{name}", "team.key", workspace=here) for name in ("sql", "french")]
+        ah.attest("team/both", "ci.key", merge=True, workspace=workspace)
+    signed = [ah.sign(f"team/{name}", "team.key", workspace=workspace) for name in ("sql", "french")]
     with pytest.raises(IntegrityError, match="which is not accepted"):
-        ah.attest("team/both", "ci.key", merge=True, workspace=here)
-    (made,) = ah.attest("team/both", "ci.key", merge=True, parents="team.pub", workspace=here)
-    assert made.predicate["recipe"]["method"] == "linear"
-    assert [parent["signer"] for parent in made.predicate["parents"]] == [parent.signer.id for parent in signed]
-    assert predicate(run, "team/both", "--recompute", "--parent-key", "team.pub") == json.loads(json.dumps(made.predicate))
+        ah.attest("team/both", "ci.key", merge=True, workspace=workspace)
+    (merge_attestation,) = ah.attest("team/both", "ci.key", merge=True, parents="team.pub", workspace=workspace)
+    assert merge_attestation.predicate["recipe"]["method"] == "linear"
+    assert [parent["signer"] for parent in merge_attestation.predicate["parents"]] == [parent.signer.id for parent in signed]
+    assert predicate(run, "team/both", "--recompute", "--parent-key", "team.pub") == json.loads(
+        json.dumps(merge_attestation.predicate)
+    )
     run("verify", "team/both", "--attestations", *PUBLIC, "--recompute", "--parent-key", "other.pub", code=1)
     with pytest.raises(RefusedError, match="no recipe to make it from"):
-        ah.attest("team/sql", "ci.key", merge=True, workspace=here)
+        ah.attest("team/sql", "ci.key", merge=True, workspace=workspace)
 
 
-def test_a_training_is_attested_as_slsa_provenance(place: Path, run: Run, here: Workspace) -> None:
+def test_a_training_is_attested_as_slsa_provenance(place: Path, run: Run, workspace: Workspace) -> None:
     run("attest", "team/sql", "--training", "--builder", "https://ci.example/gpu", *KEY)
     inputs = ("--recompute", "--base", "base", "--data", "train.jsonl")
-    found = predicate(run, "team/sql", *inputs)
-    build, details = found["buildDefinition"], found["runDetails"]
+    predicate_document = predicate(run, "team/sql", *inputs)
+    build, details = predicate_document["buildDefinition"], predicate_document["runDetails"]
     assert build["externalParameters"] == {"config": {"train": {"steps": 3}}}
-    assert [(one["name"], one["annotations"]["role"]) for one in build["resolvedDependencies"]] == [
+    assert [(dependency["name"], dependency["annotations"]["role"]) for dependency in build["resolvedDependencies"]] == [
         ("org/base", "base"), ("model.safetensors", "base"), ("train.jsonl", "data"),
     ]  # fmt: skip
     assert details["builder"] == {"id": "https://ci.example/gpu", "version": {"torch": "2.8.0"}}
@@ -131,7 +135,7 @@ def test_a_training_is_attested_as_slsa_provenance(place: Path, run: Run, here: 
     result = run("verify", "team/sql", "--attestations", *PUBLIC, *inputs, code=1)
     assert "train.jsonl is not among its data" in result.stdout
     with pytest.raises(RefusedError, match="has no record of a training"):
-        ah.attest("team/both", "ci.key", training=True, workspace=here)
+        ah.attest("team/both", "ci.key", training=True, workspace=workspace)
 
 
 def test_what_was_compared_of_a_training_is_said_and_that_it_was_not_repeated(place: Path, run: Run) -> None:
@@ -144,7 +148,7 @@ def test_what_was_compared_of_a_training_is_said_and_that_it_was_not_repeated(pl
 
 
 @pytest.fixture
-def forged(place: Path, here: Workspace) -> str:
+def forged(place: Path, workspace: Workspace) -> str:
     """Weights that nobody trained, with a training that their owner wrote by hand: with true digests of a base and of data."""
     folder = write_adapter(place / "forged", 5)
     weights = place / "base" / "model.safetensors"
@@ -154,26 +158,26 @@ config = {{train = {{steps = 3}}}}
 data = [{{path = "train.jsonl", digest = "{sha256_file(place / "train.jsonl")}"}}]
 weights = [{{path = "model.safetensors", digest = "{sha256_file(weights)}", size = {weights.stat().st_size}}}]
 """)
-    ah.push(folder, "team/forged", workspace=here)
+    ah.push(folder, "team/forged", workspace=workspace)
     return "team/forged"
 
 
-def test_a_declared_training_is_not_attested_as_one_by_our_trainer(forged: str, here: Workspace, run: Run) -> None:
+def test_a_declared_training_is_not_attested_as_one_by_our_trainer(forged: str, workspace: Workspace, run: Run) -> None:
     with pytest.raises(RefusedError, match="its training was recorded by owner, and not by adapterhub's trainer") as caught:
-        ah.attest(forged, "ci.key", training=True, workspace=here)
+        ah.attest(forged, "ci.key", training=True, workspace=workspace)
     assert caught.value.code == "other-recorder"
-    ah.attest(forged, "ci.key", training=True, builder="https://ci.example/gpu", workspace=here)
+    ah.attest(forged, "ci.key", training=True, builder="https://ci.example/gpu", workspace=workspace)
     assert predicate(run, forged)["runDetails"]["builder"]["id"] == "https://ci.example/gpu"
 
 
 def test_the_trainer_is_named_by_itself_alone_and_a_policy_can_ask_for_that(
-    place: Path, here: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
+    place: Path, workspace: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
     with pytest.raises(RefusedError, match="is named only in what the trainer signs itself") as caught:
-        ah.attest("team/sql", "ci.key", training=True, builder="urn:adapterhub:trainer", workspace=here)
+        ah.attest("team/sql", "ci.key", training=True, builder="urn:adapterhub:trainer", workspace=workspace)
     assert caught.value.code == "other-builder"
-    ah.attest("team/sql", "ci.key", training=True, workspace=here)
+    ah.attest("team/sql", "ci.key", training=True, workspace=workspace)
     assert predicate(run, "team/sql")["runDetails"]["builder"]["id"] == "urn:adapterhub:record"
     text = '[policy]\nbuilders = ["{}"]\n[policy.attestations."*"]\ntraining = ["ci.pub"]\n'
     (place / "adapterhub.toml").write_text(text.format("urn:adapterhub:trainer"))
@@ -184,11 +188,11 @@ def test_the_trainer_is_named_by_itself_alone_and_a_policy_can_ask_for_that(
 
 
 def test_a_provenance_that_names_our_trainer_for_a_declared_training_is_refused(
-    forged: str, here: Workspace, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+    forged: str, workspace: Workspace, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an earlier version, which did not ask for the recorder, signed it."""
     monkeypatch.setattr("adapterhub.operations.attest_predicates.TRAINER", "owner")
-    ah.attest(forged, "ci.key", training=True, workspace=here)
+    ah.attest(forged, "ci.key", training=True, workspace=workspace)
     monkeypatch.undo()
     monkeypatch.chdir(place)
     result = run("verify", forged, "--attestations", *PUBLIC, "--recompute", code=1)
@@ -206,9 +210,9 @@ def test_a_bundle_as_cosign_writes_it_is_verified_with_the_same_keys(tmp_path: P
     material = {"publicKey": {"hint": key.public.hints[1]}, **({} if log is None else {"tlogEntries": log})}
     raw = json.dumps({**signed, "verificationMaterial": material}).encode()
     assert attestation.verify(raw, [key.public], "x").attestation == claim
-    other = keys.generate(tmp_path / "other")[1]
+    other_key = keys.generate(tmp_path / "other")[1]
     with pytest.raises(IntegrityError, match="which is not accepted"):
-        attestation.verify(raw, [other], "x")
+        attestation.verify(raw, [other_key], "x")
 
 
 def test_a_clean_scan_is_attested_and_computed_again(place: Path, run: Run) -> None:
@@ -260,7 +264,7 @@ def test_a_bill_without_a_license_of_the_base_has_none(bill: dict[str, Any]) -> 
     assert attestation.billed(Attestation(attestation.TYPES["bill"], "x", "sha256:" + "a" * 64, bill)) == ("", None)
 
 
-def test_statements_name_the_base_by_a_package_url(place: Path, run: Run, here: Workspace) -> None:
+def test_statements_name_the_base_by_a_package_url(place: Path, run: Run, workspace: Workspace) -> None:
     folder = write_adapter(place / "named", 8)
     spec = bases.read_hf(place / "base")
     training = AdapterManifest.read(place / "sql").training
@@ -268,7 +272,7 @@ def test_statements_name_the_base_by_a_package_url(place: Path, run: Run, here: 
     with ah.Registry(".") as registry:
         derive.describe(folder, base=spec, training=dataclasses.replace(training, created=None)).write(folder)
         registry.push(folder, "team/named")
-    ah.attest("team/named", "ci.key", training=True, workspace=here)
+    ah.attest("team/named", "ci.key", training=True, workspace=workspace)
     claim = predicate(run, "team/named", "--recompute")
     dependencies = claim["buildDefinition"]["resolvedDependencies"]
     assert [item["uri"] for item in dependencies if "uri" in item] == ["pkg:huggingface/org/base"]
@@ -285,15 +289,18 @@ def test_attestations_travel_with_the_version(place: Path, run: Run) -> None:
     run("attest", "layout://x:team/sql:v1", "--fits", "base", *KEY)
     run("copy", "layout://x:team/sql:v1", "prod/sql")
     result = run("verify", "prod/sql", "--attestations", *PUBLIC, "--json")
-    assert {one["kind"] for one in json.loads(result.stdout)["attestations"]} == {"fits", "training"}
+    assert {attestation_document["kind"] for attestation_document in json.loads(result.stdout)["attestations"]} == {
+        "fits",
+        "training",
+    }
     assert "is not signed" in run("verify", "prod/sql", "--key", "ci.pub", code=1).stdout  # it attests, and signs no files
 
 
-def test_a_folder_has_no_attestations(place: Path, run: Run, here: Workspace) -> None:
+def test_a_folder_has_no_attestations(place: Path, run: Run, workspace: Workspace) -> None:
     with pytest.raises(UsageError, match="is a folder, and only versions have attestations"):
-        ah.attest("./sql", "ci.key", training=True, workspace=here)
+        ah.attest("./sql", "ci.key", training=True, workspace=workspace)
     with pytest.raises(ParameterError, match="fits: nothing to attest. Choose what to attest") as caught:
-        ah.attest("team/sql", "ci.key", workspace=here)
+        ah.attest("team/sql", "ci.key", workspace=workspace)
     assert caught.value.code == "nothing-to-attest"
     assert "Pass --key" in run("verify", "team/sql", "--attestations", code=2).stderr
     for words, error in (
@@ -357,14 +364,14 @@ def test_the_attested_base_must_be_one_that_is_allowed(place: Path, run: Run) ->
     run("pull", "team/sql", "-o", "out")
 
 
-def test_an_adapter_may_fit_several_bases(place: Path, run: Run, here: Workspace) -> None:
-    ah.push(write_adapter(place / "unpinned", 3), "team/unpinned", workspace=here)
+def test_an_adapter_may_fit_several_bases(place: Path, run: Run, workspace: Workspace) -> None:
+    ah.push(write_adapter(place / "unpinned", 3), "team/unpinned", workspace=workspace)
     write_base_of(place / "more", 10000.0)
     with SafetensorsFile(place / "more" / "model.safetensors") as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
     safetensors_file.write(place / "more" / "model.safetensors", {**tensors, "x.weight": np.zeros((2, 2), np.float32)}, {})
     for base in ("more", "base"):
-        ah.attest("team/unpinned", "ci.key", fits=base, workspace=here)
+        ah.attest("team/unpinned", "ci.key", fits=base, workspace=workspace)
     for base in ("more", "base"):
         words = ("verify", "team/unpinned", "--attestations", *PUBLIC, "--recompute", "--base", base)
         assert "fits: is about another base" in run(*words).stdout

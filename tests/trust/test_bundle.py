@@ -31,13 +31,13 @@ def test_a_signed_statement_comes_back_with_its_signer(team: keys.PrivateKey) ->
 
 def test_a_bundle_by_another_key_is_not_accepted(team: keys.PrivateKey, tmp_path: Path) -> None:
     raw = bundle.sign(Statement("sql", FILES), team)
-    _, other = keys.generate(tmp_path / "other")
+    _, other_key = keys.generate(tmp_path / "other")
     with pytest.raises(IntegrityError, match="which is not accepted") as caught:
-        bundle.verify(raw, [other], "sql")
+        bundle.verify(raw, [other_key], "sql")
     assert caught.value.code == "signature"
-    renamed = raw.replace(team.public.id.encode(), other.id.encode())  # the hint is no proof
+    renamed = raw.replace(team.public.id.encode(), other_key.id.encode())  # the hint is no proof
     with pytest.raises(IntegrityError, match="the signature is not by the key"):
-        bundle.verify(renamed, [other], "sql")
+        bundle.verify(renamed, [other_key], "sql")
 
 
 def _second_signature(document: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> keys.PrivateKey:
     return keys.read_private(folder / "team.key")
 
 
-def other(key: keys.PrivateKey) -> keys.PublicKey:
+def other_public_key(key: keys.PrivateKey) -> keys.PublicKey:
     return keys.read_public(Path(key.source).with_name("other.pub"))
 
 
@@ -60,11 +60,11 @@ def envelope(key: keys.PrivateKey, claim: Attestation) -> bytes:
 
 def test_a_signature_is_of_one_manifest_for_every_name_by_a_trusted_key(key: keys.PrivateKey) -> None:
     raw = signature(key, GOOD)
-    trusted = [other(key), key.public]
+    trusted = [other_public_key(key), key.public]
     assert bundle.predicate_type(raw) == bundle.COSIGN_TYPE
     assert bundle.find_accepted([raw], trusted, FILES, "team/sql", "x", digest=DIGEST).signer.id == key.public.id
     with pytest.raises(IntegrityError, match="by a key that it does not name, which is not accepted"):
-        bundle.find_accepted([raw], [other(key)], FILES, "team/sql", "x", digest=DIGEST)
+        bundle.find_accepted([raw], [other_public_key(key)], FILES, "team/sql", "x", digest=DIGEST)
     with pytest.raises(IntegrityError, match="is not about"):
         bundle.find_accepted([raw], trusted, FILES, "team/sql", "x", digest="sha256:" + "c" * 64)
     with pytest.raises(AdapterhubError):  # a folder has no manifest, which alone is signed
@@ -113,9 +113,9 @@ def test_another_payload_is_refused_though_the_key_is_trusted(key: keys.PrivateK
 def test_an_attestation_without_the_name_of_its_key_is_verified_by_each(key: keys.PrivateKey) -> None:
     claim = Attestation(TYPES[TESTS], "team/sql", DIGEST, {"result": "PASSED"})
     raw = layer(ENVELOPE_TYPE).bundle(envelope(key, claim))
-    assert attestation.find_accepted([raw], TESTS, [other(key), key.public], DIGEST, "x").attestation == claim
+    assert attestation.find_accepted([raw], TESTS, [other_public_key(key), key.public], DIGEST, "x").attestation == claim
     with pytest.raises(IntegrityError, match="by a key that it does not name, which is not accepted"):
-        attestation.find_accepted([raw], TESTS, [other(key)], DIGEST, "x")
+        attestation.find_accepted([raw], TESTS, [other_public_key(key)], DIGEST, "x")
 
 
 def test_a_certificate_of_cosign_2_is_a_reason_and_never_ignored(key: keys.PrivateKey) -> None:

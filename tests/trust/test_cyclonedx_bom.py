@@ -13,22 +13,26 @@ from tests.support.bills import declared, trained
 
 
 def test_the_bill_of_a_trained_adapter_has_its_data_base_and_files(tmp_path: Path) -> None:
-    found = ah.bom(trained(tmp_path / "sql"), base_license="llama3.1")
-    component = found.document["metadata"]["component"]
-    facts = {one["name"]: one["value"] for one in component["properties"]}
-    assert [one["name"] for one in component["components"]] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    bill = ah.bom(trained(tmp_path / "sql"), base_license="llama3.1")
+    component = bill.document["metadata"]["component"]
+    facts = {fact["name"]: fact["value"] for fact in component["properties"]}
+    assert [component_part["name"] for component_part in component["components"]] == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert component["pedigree"]["ancestors"][0]["version"] == "a" * 40
     assert component["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][0] == {"type": "flops", "value": "1000000.0"}
-    assert [one["name"] for one in found.document["components"]] == ["train.jsonl", "org/data"]
+    assert [component_part["name"] for component_part in bill.document["components"]] == ["train.jsonl", "org/data"]
     assert (facts["adapterhub:data:sources"], facts["adapterhub:data:documents"]) == ("2", "30")
     assert "adapterhub:data:tokens" not in facts  # one source does not say
-    assert found.license.expression == "Apache-2.0 AND LicenseRef-llama3.1 AND CC-BY-SA-4.0"
-    assert found.license.missing == ("data train.jsonl",)
+    assert bill.license.expression == "Apache-2.0 AND LicenseRef-llama3.1 AND CC-BY-SA-4.0"
+    assert bill.license.missing == ("data train.jsonl",)
 
 
 def test_what_the_owner_declares_has_its_place(tmp_path: Path) -> None:
-    found = ah.bom(declared(trained(tmp_path / "sql")), base_license="mit")
-    metadata, component = found.document["metadata"], found.document["metadata"]["component"]
+    bill = ah.bom(declared(trained(tmp_path / "sql")), base_license="mit")
+    metadata, component = bill.document["metadata"], bill.document["metadata"]["component"]
     assert metadata["supplier"] == {"name": "Example Organization", "contact": [{"name": "models@example.org"}]}
     assert component["externalReferences"] == [{"type": "distribution", "url": "oci://registry.example/team/sql"}]
     card = component["modelCard"]
@@ -38,16 +42,16 @@ def test_what_the_owner_declares_has_its_place(tmp_path: Path) -> None:
     assert consumption["activityEnergyCost"] == {"value": 1.5, "unit": "kWh"}
     metric = {"type": "exact_match", "value": "0.8", "slice": "org/eval test"}
     assert card["quantitativeAnalysis"]["performanceMetrics"][-1] == metric
-    facts = {one["name"]: one["value"] for one in component["properties"]}
+    facts = {fact["name"]: fact["value"] for fact in component["properties"]}
     assert (facts["adapterhub:languages"], facts["adapterhub:expires"]) == ('["en", "pt-BR"]', "2027-11-30")
-    forum, cellar = found.document["components"][2:]
+    forum, cellar = bill.document["components"][2:]
     assert forum["data"] == [{"type": "dataset", "name": "forum", "contents": {"url": "https://example.org/data"}}]
     assert forum["licenses"] == [{"expression": "CC-BY-4.0"}]
     assert {"name": "adapterhub:data:personal-data", "value": "false"} in forum["properties"]
     assert {"name": "adapterhub:data:address", "value": "in the cellar"} in cellar["properties"]
     assert component["modelCard"]["modelParameters"]["datasets"][2:] == [{"ref": "source-1"}, {"ref": "source-2"}]
-    assert "CC-BY-4.0" in found.license.expression
-    assert "data in the cellar" in found.license.missing
+    assert "CC-BY-4.0" in bill.license.expression
+    assert "data in the cellar" in bill.license.missing
 
 
 def test_the_same_version_has_the_same_bill(tmp_path: Path) -> None:
@@ -64,13 +68,17 @@ def test_parents_and_their_parents_are_in_the_bill_of_a_merge(run: Run, make: Ma
     run("merge", "team/ab", "team/a", "-o", "team/all")
     document = json.loads(run("bom", "team/all").stdout)
     component = document["metadata"]["component"]
-    made = component["pedigree"]["ancestors"]
-    assert [f"{one.get('group')}/{one['name']}".partition(":")[0] for one in made[1:]] == ["team/ab", "team/a", "team/b"]
-    facts = {one["name"]: one["value"] for one in component["properties"]}
+    ancestors = component["pedigree"]["ancestors"]
+    assert [f"{ancestor.get('group')}/{ancestor['name']}".partition(":")[0] for ancestor in ancestors[1:]] == [
+        "team/ab",
+        "team/a",
+        "team/b",
+    ]
+    facts = {fact["name"]: fact["value"] for fact in component["properties"]}
     assert facts["adapterhub:license:combined"] == "MIT AND CC-BY-NC-4.0"
     assert "CC-BY-NC-4.0: no commercial use" in facts["adapterhub:license:reasons"]
     assert json.loads(component["pedigree"]["notes"])["kind"] == "merge"
-    refs = {one["bom-ref"] for one in (component, *made)}
+    refs = {ancestor["bom-ref"] for ancestor in (component, *ancestors)}
     assert set(document["dependencies"][0]["dependsOn"]) < refs
 
 
@@ -86,13 +94,13 @@ def test_the_license_of_the_base_is_that_of_its_card(tmp_path: Path) -> None:
 
 def test_the_page_escapes_and_loads_nothing(tmp_path: Path) -> None:
     folder = trained(tmp_path / "sql", description="<script>alert(1)</script>")
-    shown = page(ah.bom(folder))
-    assert "&lt;script&gt;alert(1)" in shown
-    assert "default-src 'none'" in shown
+    html = page(ah.bom(folder))
+    assert "&lt;script&gt;alert(1)" in html
+    assert "default-src 'none'" in html
     for word in ("<script", "<img", "<link", "src=", "href=", "http:", "@import", "url("):
-        assert word not in shown
+        assert word not in html
     for word in ("compliant", "compliance", " safe"):
-        assert word not in shown.lower()
+        assert word not in html.lower()
 
 
 def test_the_command_writes_a_file_whole_and_tells_what_is_missing(run: Run, make: Make, tmp_path: Path) -> None:

@@ -31,13 +31,13 @@ def bundle_of(*names: x509.GeneralName, issuer: bytes | None = ADA.issuer.encode
     """A bundle with a certificate that its signer made, and entries of no log."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     subject = x509.Name([])
-    made = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).serial_number(1).public_key(key.public_key())
-    made = made.not_valid_before(now).not_valid_after(now + datetime.timedelta(minutes=10))
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).serial_number(1).public_key(key.public_key())
+    builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(minutes=10))
     if names:
-        made = made.add_extension(x509.SubjectAlternativeName(names), critical=True)
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
     if issuer is not None:
-        made = made.add_extension(x509.UnrecognizedExtension(_ISSUER, issuer), critical=False)
-    raw = made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+        builder = builder.add_extension(x509.UnrecognizedExtension(_ISSUER, issuer), critical=False)
+    raw = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
     material = {"certificate": {"rawBytes": base64.b64encode(raw).decode()}, "tlogEntries": [{}] * entries}
     envelope = {"payload": "e30=", "payloadType": bundle.PAYLOAD_TYPE, "signatures": [{"sig": "MA=="}]}
     return json.dumps({"mediaType": bundle.MEDIA_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope}).encode()
@@ -91,15 +91,15 @@ def test_an_identity_is_two_lines_of_bounded_length() -> None:
 
 
 def test_known_signers_keep_identities_whatever_is_in_them(tmp_path: Path) -> None:
-    known, odd = KnownSigners(tmp_path / "known"), Identity("a b/%20@x", "https://x/ y", tmp_path / "a b.json")
+    known_signers, odd = KnownSigners(tmp_path / "known"), Identity("a b/%20@x", "https://x/ y", tmp_path / "a b.json")
     _, public = keys.generate(tmp_path / "team")
-    assert [known.keep("team", one) for one in (ADA, odd, public, ADA)] == [True, True, True, False]
-    assert [one.id for one in known.signers_of("team")] == [ADA.id, odd.id, public.id]
-    assert known.signers_of("team")[1] == odd
+    assert [known_signers.keep("team", signer) for signer in (ADA, odd, public, ADA)] == [True, True, True, False]
+    assert [signer.id for signer in known_signers.signers_of("team")] == [ADA.id, odd.id, public.id]
+    assert known_signers.signers_of("team")[1] == odd
     for line in ("team sigstore a\n", "team sigstore a b c d\n", "team sigstore  b\n"):
-        known.path.write_text(line)
+        known_signers.path.write_text(line)
         with pytest.raises(UsageError, match="is not a namespace, a kind and a key"):
-            known.signers_of("team")
+            known_signers.signers_of("team")
 
 
 def test_a_policy_names_identities_next_to_keys(tmp_path: Path) -> None:

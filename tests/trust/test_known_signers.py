@@ -11,7 +11,7 @@ from adapterhub.trust.known_signers import KnownSigners
 
 
 @pytest.mark.parametrize(
-    ("remembered", "asked", "is_known"),
+    ("remembered", "place", "is_known"),
     [
         ("oci+http://hub.example:5000/team", "hub+http://hub.example:5000/team", True),
         ("oci://hub.example/team", "hub+https://HUB.example:443/team", True),
@@ -27,9 +27,9 @@ from adapterhub.trust.known_signers import KnownSigners
         ("team", "hf://team", False),
     ],
 )
-def test_a_signer_is_known_for_a_place(remembered: str, asked: str, is_known: bool, tmp_path: Path) -> None:
+def test_a_signer_is_known_for_a_place(remembered: str, place: str, is_known: bool, tmp_path: Path) -> None:
     keys.generate(tmp_path / "key", keys.ED25519)
     signer = keys.read_public(tmp_path / "key.pub")
-    known = KnownSigners(tmp_path / "known_signers")
-    known.keep(remembered, signer)
-    assert [found.pem for found in known.signers_of(asked)] == ([signer.pem] if is_known else [])
+    known_signers = KnownSigners(tmp_path / "known_signers")
+    known_signers.keep(remembered, signer)
+    assert [known_signer.pem for known_signer in known_signers.signers_of(place)] == ([signer.pem] if is_known else [])

@@ -109,7 +109,7 @@ def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
     run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """Once known, nobody who takes the namespace over can leave the signature out, or sign with a key of their own."""
-    other = keys.generate(tmp_path / "other")[0]
+    other_key = keys.generate(tmp_path / "other")[0]
     for seed, name in enumerate(("team/sql", "team/more", "free/sql")):
         run("push", make("a", seed), name)
     run("sign", "team/sql", "--key", team[0])
@@ -128,8 +128,8 @@ def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
         refused = run(*words, code=6).stderr
         assert "is not signed; team is known to be signed by the p256 key" in refused
         assert refused.endswith("[known-signer]\n")
-    run("sign", "team/more", "--key", other)
-    result = run("pull", "team/more", "-o", "more", "--require-signature", "--key", other.with_suffix(".pub"), code=6)
+    run("sign", "team/more", "--key", other_key)
+    result = run("pull", "team/more", "-o", "more", "--require-signature", "--key", other_key.with_suffix(".pub"), code=6)
     assert "remove the line from" in result.stderr
     assert not (tmp_path / "more").exists()
     run("sign", "team/more", "--key", team[0])
@@ -175,10 +175,10 @@ def test_a_damaged_line_of_known_keys_lets_nothing_through(
     run("push", make("sql"), "team/sql")
     run("sign", "team/sql", "--key", team[0])
     run("pull", "team/sql", "-o", "out", "--key", team[1], "--remember")
-    (known,) = tmp_path.rglob("known_signers")
-    known.write_text(known.read_text().replace(" p256 ", " p256  "))
+    (signers_file,) = tmp_path.rglob("known_signers")
+    signers_file.write_text(signers_file.read_text().replace(" p256 ", " p256  "))
     assert "is not a namespace, a kind and a key" in run("pull", "team/sql", "-o", "out2", code=2).stderr
-    known.write_text("team p256 AAAA\n")
+    signers_file.write_text("team p256 AAAA\n")
     assert "not a public key in PEM" in run("pull", "team/sql", "-o", "out2", code=4).stderr
 
 
@@ -199,9 +199,9 @@ def test_without_keys_a_required_signature_is_a_usage_error(run: Run, make: Make
     run("init")
     run("push", make("sql"), "team/sql")
     error = run("pull", "team/sql", "-o", "out", "--require-signature", code=2).stderr
-    what = "team/sql: no keys are known to verify a signature with"
+    reason = "team/sql: no keys are known to verify a signature with"
     hint = "Pass --key or --identity, or set policy.signers in adapterhub.toml"
-    assert error == f"error: {what}. {hint}  [keys-required]\n"
+    assert error == f"error: {reason}. {hint}  [keys-required]\n"
     with pytest.raises(UsageError, match="Name the keys or identities to accept"):
         pull_operation.pull("team/sql", tmp_path / "out", workspace=Workspace(registry=tmp_path), demand=Demand(keys=()))
     assert not (tmp_path / "out").exists()

@@ -23,8 +23,8 @@ def test_an_overlap_of_alphas_is_proposed_only(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(2), alpha_pattern={"q_proj": 3, r"0\.self_attn\.q_proj": 5})
     fixed = fix(path, tmp_path / "out")
     assert fixed.repairs == ()
-    found = next(proposal for proposal in fixed.proposals if proposal.code == "pattern-overlap")
-    explicit = json.loads(found.do.partition('"alpha_pattern" to ')[2])
+    overlap = next(proposal for proposal in fixed.proposals if proposal.code == "pattern-overlap")
+    explicit = json.loads(overlap.do.partition('"alpha_pattern" to ')[2])
     configured(path, lambda config: config.update(alpha_pattern=explicit))
     assert set(explicit.values()) == {3}
     assert "pattern-overlap" not in codes(path)

@@ -27,10 +27,10 @@ def test_a_lone_state_dict_becomes_a_folder_if_its_alpha_is_given(tmp_path: Path
         fix(tmp_path / "lone.safetensors", tmp_path / "out")
     fixed = fix(tmp_path / "lone.safetensors", tmp_path / "out", alpha=4)
     assert [repair.code for repair in fixed.repairs] == ["lone-state-dict", "key-prefix", "no-targets", "rank-config"]
-    wanted, got = convert.read(tmp_path / "a"), convert.read(tmp_path / "out")
-    for target, delta in wanted.deltas.items():
-        other = got.deltas[target]
-        assert (delta.scaling, delta.r) == (other.scaling, other.r)
+    source, read_back = convert.read(tmp_path / "a"), convert.read(tmp_path / "out")
+    for target, delta in source.deltas.items():
+        read_delta = read_back.deltas[target]
+        assert (delta.scaling, delta.r) == (read_delta.scaling, read_delta.r)
     assert tensors(tmp_path / "out").keys() == tensors(tmp_path / "a").keys()
     assert not checks.check(tmp_path / "out").problems
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.checks.scan import pickle_opcodes, scan
-from tests.checks.test_scan import found
+from tests.checks.test_scan import codes_in
 from tests.support import malicious
 from tests.support.adapters import write_adapter
 
@@ -22,7 +22,7 @@ def sound(tmp_path: Path) -> Path:
 def test_a_pickle_is_found_by_what_it_does_and_names_what_it_calls(sound: Path) -> None:
     for protocol in range(6):
         (sound / "notes.txt").write_bytes(malicious.pickled(protocol))
-        (problem,) = [one for one in scan(sound).problems if one.code == "pickle"]
+        (problem,) = [finding for finding in scan(sound).problems if finding.code == "pickle"]
         assert problem.what == f"a pickle that calls {os.system.__module__}.system when it is loaded"
 
 
@@ -46,7 +46,7 @@ def test_texts_that_begin_with_opcodes_are_not_pickles(text: str) -> None:
 
 
 def test_a_pickle_of_data_alone_is_a_pickle(sound: Path) -> None:
-    assert "pickle" in found(sound, "data.txt", pickle.dumps({"a": 1}))
+    assert "pickle" in codes_in(sound, "data.txt", pickle.dumps({"a": 1}))
 
 
 def test_a_pickle_that_never_ends_takes_bounded_work() -> None:

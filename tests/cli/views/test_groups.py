@@ -19,21 +19,21 @@ def test_one_finding_is_one_line() -> None:
 
 
 def test_numbers_of_one_message_become_a_range() -> None:
-    found = text(*(Item("rounded:", f"layers.{n}.q_proj", f"as F16, off by {n + 1}e-05 of (8, {8 * n})") for n in range(5)))
-    assert found == [
+    lines = text(*(Item("rounded:", f"layers.{n}.q_proj", f"as F16, off by {n + 1}e-05 of (8, {8 * n})") for n in range(5)))
+    assert lines == [
         "rounded: layers.0.q_proj, layers.1.q_proj, layers.2.q_proj and 2 more: as F16, off by 1e-05 to 5e-05 of (8, 0 to 32)"
     ]
 
 
 def test_300_000_bad_tensors_are_ten_lines() -> None:
     items = [Item(f"error[{n % 3}]", f"tensor {n}", f"kind {'abcdefgh'[n % 7]} of {n}", "Fix it", "w") for n in range(300_000)]
-    found = text(*items)
-    assert len(found) <= 15
-    shown = sum(
-        3 + int(line.partition(" and ")[2].partition(" more")[0]) for line in found if " and " in line and "…" not in line
+    lines = text(*items)
+    assert len(lines) <= 15
+    shown_count = sum(
+        3 + int(line.partition(" and ")[2].partition(" more")[0]) for line in lines if " and " in line and "…" not in line
     )
-    rest = sum(int(line.split(" and ")[1].split()[0].replace(",", "")) for line in found if "…" in line)
-    assert shown + rest == 300_000
+    folded_count = sum(int(line.split(" and ")[1].split()[0].replace(",", "")) for line in lines if "…" in line)
+    assert shown_count + folded_count == 300_000
 
 
 def test_items_that_were_only_counted_are_counted() -> None:
@@ -45,10 +45,10 @@ def test_items_that_were_only_counted_are_counted() -> None:
     ]
 
 
-@pytest.mark.parametrize("what", ["F16 and Q8_0", "layers.3.q", "sha256:5f2c", "v1.2.3", "x-7"])
-def test_a_number_in_a_name_is_not_a_number(what: str) -> None:
-    other = what.replace("3", "4").replace("5", "6").replace("7", "8").replace("16", "17").replace("8_0", "9_0")
-    assert len(text(Item("note:", "a", what), Item("note:", "b", other))) == 2
+@pytest.mark.parametrize("message", ["F16 and Q8_0", "layers.3.q", "sha256:5f2c", "v1.2.3", "x-7"])
+def test_a_number_in_a_name_is_not_a_number(message: str) -> None:
+    renumbered = message.replace("3", "4").replace("5", "6").replace("7", "8").replace("16", "17").replace("8_0", "9_0")
+    assert len(text(Item("note:", "a", message), Item("note:", "b", renumbered))) == 2
 
 
 def test_names_in_several_files_have_the_file() -> None:

@@ -62,9 +62,11 @@ def test_a_role_everywhere_is_one_in_each_namespace(tmp_path: Path) -> None:
     with closing(HubDatabase(tmp_path)) as database:
         accounts.add(database, "root")
         accounts.set_member(database, "*", "root", "admin")
-        found = access_tokens.identify(database, access_tokens.create(database, "root", "admin", kind=access_tokens.PERSONAL))
-    assert found
-    assert found.has_role("admin", "any")
+        identity = access_tokens.identify(
+            database, access_tokens.create(database, "root", "admin", kind=access_tokens.PERSONAL)
+        )
+    assert identity
+    assert identity.has_role("admin", "any")
 
 
 def test_the_command_line_tells_who_is_the_last_admin(run: Run, tmp_path: Path) -> None:
@@ -96,9 +98,9 @@ def test_a_removed_account_is_refused_and_comes_back_without_what_it_had(tmp_pat
         assert accounts.list_accounts(database) == []
         with pytest.raises(NotFoundError, match="ada: no account with this name"):
             accounts.set_member(database, "team", "ada", "read")
-        with pytest.raises(NotFoundError, match="ada in team: no such member") as gone:
+        with pytest.raises(NotFoundError, match="ada in team: no such member") as error:
             accounts.remove_member(database, "team", "ada")
-        assert gone.value.code == "no-such-account"
+        assert error.value.code == "no-such-account"
         accounts.add(database, "ada")
         assert access_tokens.identify(database, token) is None
         assert [(account.name, account.roles) for account in accounts.list_accounts(database)] == [("ada", {})]
@@ -122,12 +124,12 @@ def test_a_namespace_is_read_by_whom_it_is_for(
     with closing(HubDatabase(hub.folder)) as database:
         accounts.set_namespace(database, Namespace("team", readers))
     hf.create_repo("team/sql")
-    seen = {
+    read_access = {
         "nobody": as_whom(hub, "").repo_exists("team/sql", token=False),
         "stranger": as_whom(hub, person(hub, "eve")).repo_exists("team/sql"),
         "reader": as_whom(hub, person(hub, "ada", team="read")).repo_exists("team/sql"),
     }
-    assert seen == {"nobody": nobody, "stranger": stranger, "reader": reader}
+    assert read_access == {"nobody": nobody, "stranger": stranger, "reader": reader}
 
 
 def test_a_namespace_is_for_no_other_readers(tmp_path: Path) -> None:
@@ -143,8 +145,8 @@ def test_a_private_adapter_is_seen_by_members_only(hub: Running, hf: Any) -> Non
 
 
 def test_whoami_names_the_namespaces_of_a_person(hub: Running) -> None:
-    found = as_whom(hub, person(hub, "ada", team="write", other="read")).whoami()
-    assert (found["name"], [one["name"] for one in found["orgs"]]) == ("ada", ["other", "team"])
+    profile = as_whom(hub, person(hub, "ada", team="write", other="read")).whoami()
+    assert (profile["name"], [org["name"] for org in profile["orgs"]]) == ("ada", ["other", "team"])
 
 
 def test_the_log_of_a_name_has_who_committed_and_why(hub: Running, adapter: Callable[..., Path]) -> None:
@@ -158,7 +160,7 @@ def test_the_log_of_a_name_has_who_committed_and_why(hub: Running, adapter: Call
 
 
 def test_a_namespace_of_before_takes_any_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    added = next(number for number, one in enumerate(MIGRATIONS) if "adapters_only" in one)
+    added = next(number for number, migration in enumerate(MIGRATIONS) if "adapters_only" in migration)
     with monkeypatch.context() as older:
         older.setattr(database_module, "MIGRATIONS", MIGRATIONS[:added])
         with closing(HubDatabase(tmp_path)) as database:
@@ -198,8 +200,8 @@ def test_the_size_of_a_namespace_is_written_as_sizes_are_elsewhere(run: Run, tmp
 
 
 def test_a_persons_token_is_listed_with_no_role_of_its_own(run: Run, tmp_path: Path) -> None:
-    where = ("--registry", tmp_path / "hub")
-    run("hub", "user", "add", "ada", *where)
-    run("hub", "token", "create", "ci", "--role", "admin", *where)
-    rows = {row.split()[1]: row for row in run("hub", "token", "list", *where).stdout.splitlines()[1:]}
+    registry_option = ("--registry", tmp_path / "hub")
+    run("hub", "user", "add", "ada", *registry_option)
+    run("hub", "token", "create", "ci", "--role", "admin", *registry_option)
+    rows = {row.split()[1]: row for row in run("hub", "token", "list", *registry_option).stdout.splitlines()[1:]}
     assert ("as the account" in rows["ada"], "admin" in rows["ada"], "admin" in rows["ci"]) == (True, False, True)

@@ -67,9 +67,9 @@ def test_the_log_has_a_bound_and_is_verified_across_its_cuts(database: HubDataba
 def test_a_cut_that_the_hub_has_not_made_is_a_fault(database: HubDatabase, statement: str, kind: str) -> None:
     assert fault(database) is None
     database.execute(statement)
-    found = fault(database)
-    assert found is not None
-    assert found[1] == kind
+    chain_fault = fault(database)
+    assert chain_fault is not None
+    assert chain_fault[1] == kind
 
 
 def test_a_checkpoint_holds_across_cuts_until_its_row_is_cut(database: HubDatabase, tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_a_checkpoint_holds_across_cuts_until_its_row_is_cut(database: HubDataba
     assert ah.audit(tmp_path / "r", **checkpoint).ok
     record(database, 60)
     assert ah.audit(tmp_path / "r").ok
-    (found,) = ah.audit(tmp_path / "r", **checkpoint).faults
-    assert (found.where, found.kind) == ("hub.db: audit row 95", "truncated")
-    assert "is older than the rows that the hub keeps" in found.what
+    (chain_fault,) = ah.audit(tmp_path / "r", **checkpoint).faults
+    assert (chain_fault.where, chain_fault.kind) == ("hub.db: audit row 95", "truncated")
+    assert "is older than the rows that the hub keeps" in chain_fault.what
 
 
 def test_a_checkpoint_of_the_last_row_that_was_cut_is_that_of_the_cut(database: HubDatabase) -> None:

@@ -29,8 +29,8 @@ from tests.hub.web.conftest import Visitor
 
 @contextmanager
 def database(hub: Running) -> Iterator[HubDatabase]:
-    with closing(HubDatabase(hub.folder)) as found:
-        yield found
+    with closing(HubDatabase(hub.folder)) as opened:
+        yield opened
 
 
 def post(hub: Running, path: str, **fields: str) -> Any:
@@ -38,7 +38,7 @@ def post(hub: Running, path: str, **fields: str) -> Any:
     return urllib3.request("POST", hub.url + path, body=urlencode(fields), headers=headers, retries=False)
 
 
-def begun(hub: Running) -> dict[str, Any]:
+def begin_login(hub: Running) -> dict[str, Any]:
     document: dict[str, Any] = post(hub, "/oauth/device", client_id="x").json()
     return document
 
@@ -59,24 +59,24 @@ def test_hf_auth_login_gets_a_token_that_uploads(hub: Running, tmp_path: Path) -
         [str(program), "auth", "login"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**clean, **settings}
     )
     assert login.stdout
-    seen, code = "", None
+    output, code = "", None
     while not code and (line := login.stdout.readline()):
-        seen += line
+        output += line
         code = re.search(r"[B-Z]{4}-[B-Z]{4}", line)
-    assert code, seen
-    with database(hub) as found:
-        accounts.add(found, "ada")
-        device_logins.approve_as(found, code[0], "ada")
-    rest, _ = login.communicate(timeout=60)
-    assert login.returncode == 0, seen + rest
+    assert code, output
+    with database(hub) as hub_database:
+        accounts.add(hub_database, "ada")
+        device_logins.approve_as(hub_database, code[0], "ada")
+    remaining_output, _ = login.communicate(timeout=60)
+    assert login.returncode == 0, output + remaining_output
     (tmp_path / "README.md").write_text("# Soon\n")
-    asked: dict[str, Any] = {"HF_TOKEN": "", "HF_HOME": settings["HF_HOME"]}
-    assert "ada" in run_hf(hub, tmp_path, "auth", "whoami", **asked)
-    run_hf(hub, tmp_path, "upload", "ada/sql", str(tmp_path / "README.md"), "README.md", **asked)
+    hf_env: dict[str, Any] = {"HF_TOKEN": "", "HF_HOME": settings["HF_HOME"]}
+    assert "ada" in run_hf(hub, tmp_path, "auth", "whoami", **hf_env)
+    run_hf(hub, tmp_path, "upload", "ada/sql", str(tmp_path / "README.md"), "README.md", **hf_env)
 
 
 def test_a_person_approves_on_the_page_with_their_token(hub: Running) -> None:
-    login = begun(hub)
+    login = begin_login(hub)
     page = urllib3.request("GET", login["verification_uri_complete"])
     assert login["user_code"].encode() in page.data
     assert b"127.0.0.1 asks to act for you" in page.data
@@ -86,18 +86,18 @@ def test_a_person_approves_on_the_page_with_their_token(hub: Running) -> None:
     response = post(hub, "/device", code=login["user_code"].lower(), token=hub.token, answer="approve")
     assert b"was approved for alice" in response.data
     token = collected(hub, login)["access_token"]
-    with database(hub) as found:
-        who = access_tokens.identify(found, token)
-    assert who
-    assert (who.account, who.role, who.has_role("write", "team")) == ("alice", "write", True)
+    with database(hub) as hub_database:
+        identity = access_tokens.identify(hub_database, token)
+    assert identity
+    assert (identity.account, identity.role, identity.has_role("write", "team")) == ("alice", "write", True)
     assert collected(hub, login) == {"error": "expired_token"}  # once
-    with database(hub) as found:
-        newest, approved = audit_log.events(found, account="alice")
+    with database(hub) as hub_database:
+        newest, approved = audit_log.events(hub_database, account="alice")
     assert (approved.action, newest.action, newest.token) == ("oauth.decide", "oauth.token", token[:8])
 
 
 def test_who_is_signed_in_approves_without_typing_a_token(hub: Running) -> None:
-    login, signed_in = begun(hub), Visitor(hub).signed_in(hub.token)
+    login, signed_in = begin_login(hub), Visitor(hub).signed_in(hub.token)
     page = f"/device?code={login['user_code']}"
     assert "Approve for alice" in signed_in.get(page).text
     assert "password" not in signed_in.get(page).html.values("input", "type")
@@ -114,7 +114,7 @@ def test_who_is_signed_in_approves_without_typing_a_token(hub: Running) -> None:
 
 
 def test_who_is_not_signed_in_finds_the_way_there_and_back(hub: Running) -> None:
-    login, visitor = begun(hub), Visitor(hub)
+    login, visitor = begin_login(hub), Visitor(hub)
     page = f"/device?code={login['user_code']}"
     (link,) = [url for url in visitor.get(page).html.values("a", "href") if url.startswith("/-/sign-in?")]
     assert parse_qs(urlsplit(link).query) == {"next": [page]}
@@ -123,26 +123,29 @@ def test_who_is_not_signed_in_finds_the_way_there_and_back(hub: Running) -> None
 
 
 def test_a_login_that_is_refused_gets_nothing(hub: Running) -> None:
-    login = begun(hub)
+    login = begin_login(hub)
     post(hub, "/device", code=login["user_code"], token=hub.token, answer="deny")
     assert collected(hub, login) == {"error": "access_denied"}
     waiting = HubLogin(hub.url, sleep=lambda _: None)
     mine = waiting.begin()
     post(hub, "/device", code=mine.code, token=hub.token, answer="deny")
-    for one, what in ((mine, "the login was refused"), (dataclasses.replace(mine, end=0.0), "the code has expired")):
+    for pending_login, reason in (
+        (mine, "the login was refused"),
+        (dataclasses.replace(mine, end=0.0), "the code has expired"),
+    ):
         with pytest.raises(RemoteError) as error:
-            waiting.wait(one)
-        assert str(error.value) == f"{hub.url}: {what}. Log in again"
+            waiting.wait(pending_login)
+        assert str(error.value) == f"{hub.url}: {reason}. Log in again"
 
 
 def test_who_asks_too_often_is_told_to_slow_down(hub: Running) -> None:
-    login = begun(hub)
+    login = begin_login(hub)
     assert [collected(hub, login)["error"] for _ in range(2)] == ["authorization_pending", "slow_down"]
 
 
 def test_logins_that_wait_are_bounded(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_logins, "_MAX_PENDING", 2)
-    logins = [begun(hub) for _ in range(3)]
+    logins = [begin_login(hub) for _ in range(3)]
     assert [collected(hub, login)["error"] for login in logins] == ["expired_token", *["authorization_pending"] * 2]
     for login in logins[1:]:
         post(hub, "/device", code=login["user_code"], token=hub.token, answer="approve")
@@ -158,43 +161,43 @@ def test_codes_cannot_be_tried_one_after_the_other(hub: Running) -> None:
 
 
 def test_a_token_is_renewed_once_and_a_second_use_ends_the_login(hub: Running) -> None:
-    login = begun(hub)
+    login = begin_login(hub)
     post(hub, "/device", code=login["user_code"], token=hub.token, answer="approve")
     first = collected(hub, login)
     second = post(hub, "/oauth/token", grant_type="refresh_token", refresh_token=first["refresh_token"]).json()
-    with database(hub) as found:
-        assert access_tokens.identify(found, first["access_token"]) is None
-        assert access_tokens.identify(found, second["access_token"])
+    with database(hub) as hub_database:
+        assert access_tokens.identify(hub_database, first["access_token"]) is None
+        assert access_tokens.identify(hub_database, second["access_token"])
         again = post(hub, "/oauth/token", grant_type="refresh_token", refresh_token=first["refresh_token"])
         assert (again.status, again.json()) == (400, {"error": "invalid_grant"})
-        assert access_tokens.identify(found, second["access_token"]) is None
+        assert access_tokens.identify(hub_database, second["access_token"]) is None
         with pytest.raises(DeviceError, match="invalid_grant"):
-            device_logins.renew(found, second["refresh_token"])
+            device_logins.renew(hub_database, second["refresh_token"])
 
 
 def test_the_token_of_a_person_stays_one_of_a_person(hub: Running) -> None:
-    with database(hub) as found:
-        accounts.add(found, "ada")
-        mine = access_tokens.create(found, "ada", "write", kind=access_tokens.PERSONAL)
-        login = begun(hub)
+    with database(hub) as hub_database:
+        accounts.add(hub_database, "ada")
+        mine = access_tokens.create(hub_database, "ada", "write", kind=access_tokens.PERSONAL)
+        login = begin_login(hub)
         post(hub, "/device", code=login["user_code"], token=mine, answer="approve")
-        who = access_tokens.identify(found, collected(hub, login)["access_token"])
-    assert who
-    assert (who.role_in("ada"), who.role_in("team")) == ("write", "")
+        identity = access_tokens.identify(hub_database, collected(hub, login)["access_token"])
+    assert identity
+    assert (identity.role_in("ada"), identity.role_in("team")) == ("write", "")
 
 
 def test_nobody_is_logged_in_as_an_account_that_is_not_there(hub: Running) -> None:
-    login = begun(hub)
-    with database(hub) as found:
+    login = begin_login(hub)
+    with database(hub) as hub_database:
         with pytest.raises(NotFoundError, match="ada: no account with this name"):
-            device_logins.approve_as(found, login["user_code"], "ada")
-        accounts.add(found, "ada")
+            device_logins.approve_as(hub_database, login["user_code"], "ada")
+        accounts.add(hub_database, "ada")
         with pytest.raises(NotFoundError, match="BBBB-BBBB: no login waits for this code. Check the code, or begin the login"):
-            device_logins.approve_as(found, "BBBB-BBBB", "ada")
+            device_logins.approve_as(hub_database, "BBBB-BBBB", "ada")
 
 
 def test_a_token_of_a_service_that_expires_approves_nothing(hub: Running) -> None:
-    login, token = begun(hub), hub.make_token("ci", "write", lifetime=60)
+    login, token = begin_login(hub), hub.make_token("ci", "write", lifetime=60)
     refused = post(hub, "/device", code=login["user_code"], token=token, answer="approve")
     words = "ci: this token of a service expires, and the login would go on without it. Approve it with a token of your account"
     assert (refused.status, words in refused.data.decode()) == (403, True), refused.data
@@ -223,8 +226,8 @@ def test_adapterhub_logs_in_by_a_code_then_pushes_and_pulls(
     line = login.stderr.readline()
     code = re.search(r"[B-Z]{4}-[B-Z]{4}", line)
     assert code, line
-    with database(hub) as found:
-        accounts.add(found, "ada")
+    with database(hub) as hub_database:
+        accounts.add(hub_database, "ada")
     run("hub", "approve", code[0], "--as", "ada", "--registry", hub.folder)
     out, err = login.communicate(timeout=60)
     assert login.returncode == 0, out + err
@@ -243,11 +246,11 @@ def test_a_token_is_taken_from_stdin_and_checked(hub: Running, tmp_path: Path, m
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
     command = [sys.executable, "-m", "adapterhub", "login", hub.url.replace("http://", "hub+http://"), "--token-stdin"]
 
-    def given(token: str) -> subprocess.CompletedProcess[str]:
+    def login_with(token: str) -> subprocess.CompletedProcess[str]:
         environment = _environment(tmp_path, None)
         return subprocess.run(command, check=False, input=token, capture_output=True, text=True, env=environment, cwd=tmp_path)
 
-    refused = given("hf_no")
+    refused = login_with("hf_no")
     assert (refused.returncode, refused.stderr.count("\n"), (tmp_path / "docker").exists()) == (5, 1, False)
     assert "the hub refuses the token. Check that it is complete" in refused.stderr
-    assert "logged in as alice" in given(hub.token).stdout
+    assert "logged in as alice" in login_with(hub.token).stdout

@@ -45,8 +45,8 @@ def trusting(hub: Running, issuer: Issuer) -> Running:
 
 
 def exchange(hub: Running, token: str, resource: str = "team/sql", **headers: str) -> Any:
-    asked = {"grant_type": _EXCHANGE, "subject_token_type": _ID_TOKEN, "subject_token": token, "resource": resource}
-    return urllib3.request("POST", f"{hub.url}/oauth/token", json=asked, headers=headers, retries=False)
+    request_body = {"grant_type": _EXCHANGE, "subject_token_type": _ID_TOKEN, "subject_token": token, "resource": resource}
+    return urllib3.request("POST", f"{hub.url}/oauth/token", json=request_body, headers=headers, retries=False)
 
 
 @pytest.mark.parametrize("alg", ["RS256", "ES256"])
@@ -67,8 +67,10 @@ def test_the_token_is_for_an_hour_and_one_repository(trusting: Running, issuer: 
     headers = {"authorization": f"Bearer {document['access_token']}"}
 
     def create(name: str) -> int:
-        asked = {"organization": "team", "name": name}
-        return urllib3.request("POST", f"{trusting.url}/api/repos/create", json=asked, headers=headers, retries=False).status
+        request_body = {"organization": "team", "name": name}
+        return urllib3.request(
+            "POST", f"{trusting.url}/api/repos/create", json=request_body, headers=headers, retries=False
+        ).status
 
     assert (create("sql"), create("other")) == (200, 403)
 
@@ -142,9 +144,9 @@ def test_an_issuer_that_publishes_as_another_is_not_believed(trusting: Running, 
 
 def test_a_publisher_that_is_not_there_is_not_removed(hub: Running) -> None:
     says = "7: no such publisher. List the publishers"
-    with closing(HubDatabase(hub.folder)) as database, pytest.raises(NotFoundError, match=says) as gone:
+    with closing(HubDatabase(hub.folder)) as database, pytest.raises(NotFoundError, match=says) as error:
         publishers.remove(database, 7)
-    assert (gone.value.code, gone.value.fields) == ("no-such-number", {"kind": "publisher"})
+    assert (error.value.code, error.value.fields) == ("no-such-number", {"kind": "publisher"})
 
 
 def test_a_request_cannot_say_whom_a_token_is_for(trusting: Running, issuer: Issuer) -> None:

@@ -23,7 +23,7 @@ from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.settings import Provider, Upstream
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from tests.conftest import Run
-from tests.hub.accounts.test_devices import begun, collected
+from tests.hub.accounts.test_devices import begin_login, collected
 from tests.hub.conftest import Running, serving
 from tests.hub.web.conftest import Answer, Visitor
 
@@ -55,8 +55,8 @@ def hub(tmp_path: Path, issuer: Issuer) -> Iterator[Running]:
 
 @pytest.fixture
 def database(hub: Running) -> Iterator[HubDatabase]:
-    with closing(HubDatabase(hub.folder)) as found:
-        yield found
+    with closing(HubDatabase(hub.folder)) as opened:
+        yield opened
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Leaving:
     """A browser that was sent to the issuer, with what it was sent there with."""
 
     visitor: Visitor
-    asked: dict[str, str]
+    query: dict[str, str]
 
     def back(self, **query: str) -> Answer:
         """Come back."""
-        return self.visitor.get(f"{BACK}?{urlencode({'state': self.asked['state'], 'code': 'c0de', **query})}")
+        return self.visitor.get(f"{BACK}?{urlencode({'state': self.query['state'], 'code': 'c0de', **query})}")
 
 
 def leave(hub: Running, following: str = "/", visitor: Visitor | None = None) -> Leaving:
@@ -85,7 +85,7 @@ def leave(hub: Running, following: str = "/", visitor: Visitor | None = None) ->
 def sign_in(hub: Running, issuer: Issuer, *, following: str = "/", **claims: Any) -> Answer:
     """Sign in as somebody with these claims; the answer to coming back."""
     leaving = leave(hub, following)
-    issuer.answers["/token"] = {"id_token": issuer.token("the hub", nonce=leaving.asked["nonce"], **{**ADA, **claims})}
+    issuer.answers["/token"] = {"id_token": issuer.token("the hub", nonce=leaving.query["nonce"], **{**ADA, **claims})}
     return leaving.back()
 
 
@@ -132,29 +132,29 @@ def test_who_is_admitted_gets_an_account_its_roles_and_a_session(hub: Running, i
 
 def test_the_issuer_gets_what_the_code_flow_with_pkce_asks_for(hub: Running, issuer: Issuer) -> None:
     leaving = leave(hub)
-    asked = leaving.asked
+    query = leaving.query
     expected = ("code", "the hub", f"{hub.url}{BACK}", "openid email profile", "S256")
     names = ("response_type", "client_id", "redirect_uri", "scope", "code_challenge_method")
-    assert tuple(asked[name] for name in names) == expected
+    assert tuple(query[name] for name in names) == expected
     leaving.back()
-    path, headers, form = issuer.asked[-1]
+    path, headers, form = issuer.requests[-1]
     assert (path, form["grant_type"], form["code"], form["redirect_uri"]) == (
         "/token", "authorization_code", "c0de", f"{hub.url}{BACK}",
     )  # fmt: skip
     challenge = base64.urlsafe_b64encode(hashlib.sha256(form["code_verifier"].encode()).digest()).rstrip(b"=")
-    assert challenge.decode() == asked["code_challenge"]
+    assert challenge.decode() == query["code_challenge"]
     assert headers["Authorization"] == "Basic " + base64.b64encode(b"the%20hub:s%3A3cret").decode()
     assert "client_secret" not in form
     issuer.about["token_endpoint_auth_methods_supported"] = ["client_secret_post"]
     # What an issuer publishes is kept for an hour, so that another hub asks anew.
     with serving(hub.folder.parent / "other", provider=hub.settings.provider) as server:
         leave(server).back()
-    assert (issuer.asked[-1][2]["client_secret"], "Authorization" in issuer.asked[-1][1]) == ("s:3cret", False)
+    assert (issuer.requests[-1][2]["client_secret"], "Authorization" in issuer.requests[-1][1]) == ("s:3cret", False)
 
 
 def test_two_logins_have_nothing_in_common(hub: Running) -> None:
-    first, other = leave(hub).asked, leave(hub).asked
-    assert not [name for name in ("state", "nonce", "code_challenge") if first[name] == other[name]]
+    first, second = leave(hub).query, leave(hub).query
+    assert not [name for name in ("state", "nonce", "code_challenge") if first[name] == second[name]]
     assert len({first["state"], first["nonce"], first["code_challenge"]}) == 3
 
 
@@ -238,7 +238,7 @@ def test_an_identity_keeps_its_account_whatever_its_name_becomes(hub: Running, i
 
 
 @pytest.mark.parametrize(
-    "taken",
+    "take_name",
     [
         lambda hub, database: accounts.add(database, "ada"),
         lambda hub, database: (accounts.add(database, "ada"), accounts.remove(database, "ada")),
@@ -249,9 +249,9 @@ def test_an_identity_keeps_its_account_whatever_its_name_becomes(hub: Running, i
     ],
 )
 def test_no_name_that_means_something_here_is_taken_over(
-    hub: Running, issuer: Issuer, database: HubDatabase, taken: Callable[..., object]
+    hub: Running, issuer: Issuer, database: HubDatabase, take_name: Callable[..., object]
 ) -> None:
-    taken(hub, database)
+    take_name(hub, database)
     admit(database, issuer)
     visitor = session(hub, sign_in(hub, issuer))
     assert "/ada-2" in visitor.get("/").html.values("a", "href")
@@ -293,9 +293,9 @@ def test_a_name_is_as_near_as_may_be(
 
 def test_nobody_takes_a_namespace_of_the_upstream_of_a_mirror_by_being_called_so(tmp_path: Path, issuer: Issuer) -> None:
     """Names of it would not be asked for there any more, and what they push would be served in their place."""
-    of = Upstream("hub+http://127.0.0.1:1/", "http://127.0.0.1:1")
+    upstream = Upstream("hub+http://127.0.0.1:1/", "http://127.0.0.1:1")
     with (
-        serving(tmp_path / "mirror", provider=Provider(issuer.url, "the hub", "s:3cret"), mirror=of) as mirror,
+        serving(tmp_path / "mirror", provider=Provider(issuer.url, "the hub", "s:3cret"), mirror=upstream) as mirror,
         closing(HubDatabase(mirror.folder)) as database,
     ):
         admit(database, issuer)
@@ -340,15 +340,15 @@ def test_signing_out_ends_the_session_and_its_token(hub: Running, issuer: Issuer
 
 def test_who_signed_in_elsewhere_approves_the_login_of_a_device(hub: Running, issuer: Issuer, database: HubDatabase) -> None:
     admit(database, issuer, "write", groups="ml")
-    login = begun(hub)
+    login = begin_login(hub)
     page = f"/device?code={login['user_code']}"
     visitor = session(hub, sign_in(hub, issuer, following=page))
     assert "Approve for ada" in visitor.get(page).text
     fields = {"code": login["user_code"], "answer": "approve", "csrf": visitor.csrf(page)}
     assert "was approved for ada" in visitor.post("/device", fields).text
-    who = access_tokens.identify(database, collected(hub, login)["access_token"])
-    assert who
-    assert (who.account, who.role_in("team"), who.role_in("other")) == ("ada", "write", "")
+    identity = access_tokens.identify(database, collected(hub, login)["access_token"])
+    assert identity
+    assert (identity.account, identity.role_in("team"), identity.role_in("other")) == ("ada", "write", "")
 
 
 @pytest.mark.parametrize("url", ["https://example.org/", "//example.org", "/\\example.org", "javascript:alert(1)", "/\t/x", ""])
@@ -386,21 +386,21 @@ def test_logins_cannot_be_begun_at_will(hub: Running) -> None:
 def test_a_login_is_completed_by_the_browser_that_began_it_alone(hub: Running, issuer: Issuer, database: HubDatabase) -> None:
     admit(database, issuer)
     mine, attacker = leave(hub), leave(hub)
-    issuer.answers["/token"] = {"id_token": issuer.token("the hub", nonce=attacker.asked["nonce"], **ADA)}
+    issuer.answers["/token"] = {"id_token": issuer.token("the hub", nonce=attacker.query["nonce"], **ADA)}
     words = "begun in another browser"
     forged = "A" * 43 + ".99999999999." + b"/".hex()
     late = Login(f"{mine.visitor.cookie.partition('=')[2].partition('.')[0]}.1000.2f", b"")
     for visitor, state in (
-        (Visitor(hub), attacker.asked["state"]),
-        (mine.visitor, attacker.asked["state"]),
+        (Visitor(hub), attacker.query["state"]),
+        (mine.visitor, attacker.query["state"]),
         (mine.visitor, ""),
         (mine.visitor, "é"),
-        (replace(mine.visitor, cookie=f"adapterhub_login={forged}"), attacker.asked["state"]),
-        (replace(mine.visitor, cookie=f"adapterhub_login={late.cookie}"), mine.asked["state"]),
+        (replace(mine.visitor, cookie=f"adapterhub_login={forged}"), attacker.query["state"]),
+        (replace(mine.visitor, cookie=f"adapterhub_login={late.cookie}"), mine.query["state"]),
     ):
         answer = visitor.get(f"{BACK}?{urlencode({'state': state, 'code': 'c0de'})}")
         assert (answer.status, words in answer.text) == (403, True)
-    assert not [path for path, *_ in issuer.asked if path == "/token"]
+    assert not [path for path, *_ in issuer.requests if path == "/token"]
     assert mine.back().status == 403  # with the attacker's code: its token is of another login
 
 
@@ -437,9 +437,9 @@ def test_a_token_that_is_not_good_for_this_login_is_refused(
 ) -> None:
     admit(database, issuer)
     leaving = leave(hub)
-    said = {"audience": "the hub", "nonce": leaving.asked["nonce"], **ADA, **claims}
-    said["audience"] = said.pop("aud", said["audience"])
-    issuer.answers["/token"] = {"id_token": issuer.token(**said)}
+    token_claims = {"audience": "the hub", "nonce": leaving.query["nonce"], **ADA, **claims}
+    token_claims["audience"] = token_claims.pop("aud", token_claims["audience"])
+    issuer.answers["/token"] = {"id_token": issuer.token(**token_claims)}
     answer = leaving.back()
     assert (answer.status, words in answer.text) == (403, True), answer.text
     assert roles(database) == {}
@@ -449,10 +449,12 @@ def test_a_token_of_another_issuer_is_refused_though_it_signed_it_well(
     hub: Running, issuer: Issuer, database: HubDatabase
 ) -> None:
     admit(database, issuer)
-    with issuing(1) as other:
+    with issuing(1) as other_issuer:
         leaving = leave(hub)
-        for iss in (other.url, issuer.url):
-            issuer.answers["/token"] = {"id_token": other.token("the hub", nonce=leaving.asked["nonce"], **{**ADA, "iss": iss})}
+        for iss in (other_issuer.url, issuer.url):
+            issuer.answers["/token"] = {
+                "id_token": other_issuer.token("the hub", nonce=leaving.query["nonce"], **{**ADA, "iss": iss})
+            }
             assert leaving.back().status == 403
     assert roles(database) == {}
 
@@ -496,14 +498,14 @@ def test_a_hostile_answer_ends_in_one_page_of_words(
     admit(database, issuer)
     if path == "/keys":
         issuer.answers[path] = answer
-        found = Visitor(hub).get(LEAVE) if isinstance(answer, tuple) else sign_in(hub, issuer)
+        page = Visitor(hub).get(LEAVE) if isinstance(answer, tuple) else sign_in(hub, issuer)
     else:
         leaving = leave(hub)
         issuer.answers[path] = answer
-        found = leaving.back()
-    assert found.status in (400, 403), found.text
-    assert words in found.text
-    assert "s:3cret" not in found.text
+        page = leaving.back()
+    assert page.status in (400, 403), page.text
+    assert words in page.text
+    assert "s:3cret" not in page.text
     assert roles(database) == {}
 
 
@@ -526,20 +528,22 @@ def test_no_log_and_no_address_has_a_secret(
     issuer.answers["/userinfo"] = ADA
     with caplog.at_level(logging.DEBUG):
         leaving = leave(hub)
-        token = issuer.token("the hub", nonce=leaving.asked["nonce"], **ADA)
+        token = issuer.token("the hub", nonce=leaving.query["nonce"], **ADA)
         issuer.answers["/token"] = {"id_token": token, "access_token": "acc3ss"}
         answer = leaving.back()
         issuer.answers["/token"] = (400, {}, {"error": "invalid_grant", "error_description": "c0de of s:3cret"})
         refused = leaving.back()
     assert (answer.status, refused.status) == (303, 403)
-    form = next(form for path, _, form in issuer.asked if path == "/token")
+    form = next(form for path, _, form in issuer.requests if path == "/token")
     hidden = [form["code_verifier"], "s:3cret", "acc3ss", token]
-    kept = [*hidden, leaving.asked["state"], leaving.asked["nonce"], "c0de", *session(hub, answer).cookie.split("=")[1:]]
+    all_secrets = [*hidden, leaving.query["state"], leaving.query["nonce"], "c0de", *session(hub, answer).cookie.split("=")[1:]]
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("adapterhub")]
-    rows = [f"{one.name} {one.detail}" for one in audit_log.events(database)]
+    rows = [f"{event.name} {event.detail}" for event in audit_log.events(database)]
     assert any(BACK in line for line in lines)
-    assert not [secret for secret in kept if secret in "\n".join([*lines, *rows, answer.headers["location"], refused.text])]
-    assert not [secret for secret in hidden if secret in str(leaving.asked)]
+    assert not [
+        secret for secret in all_secrets if secret in "\n".join([*lines, *rows, answer.headers["location"], refused.text])
+    ]
+    assert not [secret for secret in hidden if secret in str(leaving.query)]
 
 
 @pytest.mark.parametrize(
@@ -574,13 +578,13 @@ def test_what_the_issuer_tells_besides_the_token_counts_if_it_is_of_the_same_per
     issuer.about["userinfo_endpoint"] = f"{issuer.url}/userinfo"
     for subject, status in (("1", 303), ("2", 403)):
         leaving = leave(hub)
-        token = issuer.token("the hub", nonce=leaving.asked["nonce"], sub="1")
+        token = issuer.token("the hub", nonce=leaving.query["nonce"], sub="1")
         issuer.answers |= {"/token": {"id_token": token, "access_token": "acc"}, "/userinfo": {**ADA, "sub": subject}}
         assert leaving.back().status == status
-        assert issuer.asked[-1][1]["Authorization"] == "Bearer acc"
+        assert issuer.requests[-1][1]["Authorization"] == "Bearer acc"
     issuer.answers["/userinfo"] = (302, {"Location": f"{issuer.url}/elsewhere"}, b"")
     assert leaving.back().status == 403
-    assert issuer.asked[-1][0] == "/userinfo"
+    assert issuer.requests[-1][0] == "/userinfo"
 
 
 @pytest.mark.parametrize("url", ["http://login.example", "login.example", "https://user@login.example"])
@@ -601,7 +605,7 @@ def test_rules_are_kept_by_commands(hub: Running, run: Run, issuer: Issuer, data
     assert "1: no such rule. `adapterhub hub admission list --registry " in stderr
     assert "` shows the numbers; --registry names another hub" in stderr
     assert "Name a claim" in run("hub", "admission", "add", "--issuer", issuer.url, *at, code=2).stderr
-    assert [one.action for one in audit_log.events(database) if one.action.startswith("cli.")] == [
+    assert [event.action for event in audit_log.events(database) if event.action.startswith("cli.")] == [
         "cli.admission.rm", "cli.admission.add",
     ]  # fmt: skip
     wrong = run("hub", "start", "--oidc-issuer", issuer.url, *at, code=2).stderr

@@ -195,16 +195,16 @@ def test_the_card_is_edited_in_a_commit_on_what_was_read(hub: Running, ada: Visi
     page = ada.get(CARD)
     assert "# Old" in page.text
     parent = parent_in(page)
-    done = send(ada, "edit/README.md", parent=parent, text="# New\r\n\r\nkept\r\n", title="Say more")
-    commit = ada.get(done.headers["location"])
+    saved = send(ada, "edit/README.md", parent=parent, text="# New\r\n\r\nkept\r\n", title="Say more")
+    commit = ada.get(saved.headers["location"])
     assert "Say more" in commit.text
     assert "-# Old" in commit.text
     assert "+# New" in commit.text
     assert log(hub) == ["push", "push"]
     for action in ("edit", "propose-edit"):
         late = send(ada, f"{action}/README.md", parent=parent, text="# Mine", title="x")
-        shown = [text in late.text for text in ("has committed meanwhile", "# Mine", "# New")]
-        assert (late.status, shown) == (409, [True] * 3), action
+        shown_texts = [text in late.text for text in ("has committed meanwhile", "# Mine", "# New")]
+        assert (late.status, shown_texts) == (409, [True] * 3), action
     assert parent_in(late) == parent_in(ada.get(CARD))
     assert "+# Mine" in ada.get(send(ada, "edit/README.md", parent=parent_in(late), text="# Mine").headers["location"]).text
     listed = ada.get("/team/sql/commits")
@@ -287,8 +287,8 @@ def test_uploaded_files_become_a_version_with_the_checks_of_a_push(hub: Running,
         registry.push(write_adapter(tmp_path / "first", 1), Ref("team/sql"))
     folder = write_adapter(tmp_path / "second", 2)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    done = upload(ada, ada.csrf(), files)
-    assert (done.status, "team/sql:v2" in done.text) == (200, True), done.text
+    uploaded = upload(ada, ada.csrf(), files)
+    assert (uploaded.status, "team/sql:v2" in uploaded.text) == (200, True), uploaded.text
     with hub.registry() as registry:
         assert registry.row(Ref("team/sql")).number == 2
     pickled = pickle.dumps([os.system])

@@ -181,9 +181,9 @@ def test_private_names_are_in_no_answer(team: Running, reader: Tenant) -> None:
         assert "plans" in owner.get(f"{API}/{path}").text.replace("secret/plans: no such adapter", ""), path
         text = reader.get(f"{API}/{path}").text.replace("secret/plans: no such adapter", "").replace('"secret/plans"', "")
         assert "plans" not in text, path
-    for wanted in ({"digest": plans}, {"version": plans, "files": [plans], "tensors": []}):
-        assert "plans" in owner.post(f"{API}/find", json=wanted).text
-        assert "plans" not in reader.post(f"{API}/find", json=wanted).text
+    for query in ({"digest": plans}, {"version": plans, "files": [plans], "tensors": []}):
+        assert "plans" in owner.post(f"{API}/find", json=query).text
+        assert "plans" not in reader.post(f"{API}/find", json=query).text
 
 
 def test_the_removal_of_a_parent_does_not_name_a_child_that_is_hidden(team: Running, writer: Tenant, run: Run) -> None:
@@ -251,10 +251,10 @@ def test_a_body_is_bounded_and_of_its_form(writer: Tenant) -> None:
     for body in (b"[]", b"{", b'{"reference": 1}', b'{"reference": null}', b"{}", b"\xff"):
         assert writer.request("PUT", url, data=body).status_code == 400
     digest = "sha256:" + "a" * 64
-    for wanted in ({"files": [1], "tensors": []}, {"files": ["x"], "tensors": []}, {"files": [], "tensors": [[digest]]}):
-        assert writer.post(f"{API}/find", json=wanted).status_code == 400
-    many = {"version": None, "files": [], "tensors": [[digest, 1]] * 50_001}
-    assert writer.post(f"{API}/find", json=many).status_code == 400
+    for malformed in ({"files": [1], "tensors": []}, {"files": ["x"], "tensors": []}, {"files": [], "tensors": [[digest]]}):
+        assert writer.post(f"{API}/find", json=malformed).status_code == 400
+    oversized = {"version": None, "files": [], "tensors": [[digest, 1]] * 50_001}
+    assert writer.post(f"{API}/find", json=oversized).status_code == 400
     assert writer.post(f"{API}/names/team/sql/versions", json={"manifest": json.dumps({"layers": []})}).status_code == 400
 
 
@@ -322,8 +322,8 @@ def test_a_manifest_that_is_no_adapter_is_refused_before_anything_moves(team: Ru
 
 def test_a_renamed_name_leads_to_the_new_one(writer: Tenant) -> None:
     writer.post("/api/repos/move", json={"fromRepo": "team/sql", "toRepo": "team/new"}).raise_for_status()
-    shown = writer.get(f"{API}/names/team/sql/versions/v1")
-    assert (shown.status_code, shown.headers["location"]) == (307, f"{API}/names/team/new/versions/v1")
+    answer = writer.get(f"{API}/names/team/sql/versions/v1")
+    assert (answer.status_code, answer.headers["location"]) == (307, f"{API}/names/team/new/versions/v1")
     # However the old name is spelled, and wherever else in the path something is spelled like it.
     for url in ("/{}/resolve/main/team/sql", "/api/models/{}/tree/main/team/sql?recursive=1"):
         moved = writer.get(url.format("Team/SQL"))

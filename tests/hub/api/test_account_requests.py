@@ -177,20 +177,20 @@ def test_somebody_makes_lists_and_revokes_their_tokens(hub: Running, database: H
     ada = Person(hub, "ada", team="write")
     answer = ada.send("/account/tokens", name="laptop", role="write", namespaces=["team"], days=30)
     assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
-    made = answer.json()
-    identity = access_tokens.identify(database, made["token"])
+    new_token = answer.json()
+    identity = access_tokens.identify(database, new_token["token"])
     assert identity
-    assert (identity.role_in("team"), identity.role_in("ada"), round((identity.expires or 0) - made["created"])) == (
+    assert (identity.role_in("team"), identity.role_in("ada"), round((identity.expires or 0) - new_token["created"])) == (
         "write",
         "",
         30 * 86400,
     )
     listed = ada.show("/account/tokens")["tokens"]
     assert [token["name"] for token in listed] == ["", "laptop"]
-    assert made["token"] not in str(listed)
-    assert ada.delete(f"/account/tokens/{made['id']}").status_code == 200
-    assert access_tokens.identify(database, made["token"]) is None
-    assert ada.delete(f"/account/tokens/{made['id']}").json()["code"] == "no-such-number"
+    assert new_token["token"] not in str(listed)
+    assert ada.delete(f"/account/tokens/{new_token['id']}").status_code == 200
+    assert access_tokens.identify(database, new_token["token"]) is None
+    assert ada.delete(f"/account/tokens/{new_token['id']}").json()["code"] == "no-such-number"
 
 
 @pytest.mark.parametrize(
@@ -222,19 +222,19 @@ def test_a_token_makes_none_that_may_do_more(hub: Running, limits: Any, document
 def test_a_limited_token_hands_its_limits_on_and_sees_no_others(hub: Running, database: HubDatabase) -> None:
     Person(hub, "ada")
     limited = Person(hub, "ada", namespaces=("team",))
-    made = limited.send("/account/tokens", name="x", role="read").json()
-    assert made["namespaces"] == ["team"]
-    assert {token["id"] for token in limited.show("/account/tokens")["tokens"]} == {made["id"], made["parent"]}
-    other = next(token.id for token in access_tokens.list_tokens(database, account="ada") if not token.namespaces)
-    assert limited.delete(f"/account/tokens/{other}").status_code == 404
-    access_tokens.revoke(database, made["parent"])
-    assert access_tokens.identify(database, made["token"]) is None
+    new_token = limited.send("/account/tokens", name="x", role="read").json()
+    assert new_token["namespaces"] == ["team"]
+    assert {token["id"] for token in limited.show("/account/tokens")["tokens"]} == {new_token["id"], new_token["parent"]}
+    other_id = next(token.id for token in access_tokens.list_tokens(database, account="ada") if not token.namespaces)
+    assert limited.delete(f"/account/tokens/{other_id}").status_code == 404
+    access_tokens.revoke(database, new_token["parent"])
+    assert access_tokens.identify(database, new_token["token"]) is None
 
 
 def test_a_token_of_a_service_makes_tokens_of_it(hub: Running, database: HubDatabase) -> None:
     ci = Tenant(hub, "ci")
-    made = ci.post(f"{API}/account/tokens", json={"name": "x", "role": "write"}).json()
-    identity = access_tokens.identify(database, made["token"])
+    new_token = ci.post(f"{API}/account/tokens", json={"name": "x", "role": "write"}).json()
+    identity = access_tokens.identify(database, new_token["token"])
     assert identity
     assert (identity.role_in("ci"), identity.role_in("team")) == ("write", "")
 
@@ -244,8 +244,8 @@ def test_what_a_token_makes_ends_with_it(hub: Running, database: HubDatabase) ->
     ada.token = access_tokens.create(database, "ada", "admin", kind=access_tokens.PERSONAL, lifetime=86400.0)
     late = ada.send("/account/tokens", name="x", role="read", days=2)
     assert (late.status_code, "this token ends in 1.0 days" in late.json()["what"]) == (400, True)
-    made = ada.send("/account/tokens", name="x", role="read").json()
-    assert made["expires"] is not None
+    new_token = ada.send("/account/tokens", name="x", role="read").json()
+    assert new_token["expires"] is not None
     with database.transaction():
         cookie_token = access_tokens.issue(database, "ada", "admin", kind=access_tokens.BROWSER, lifetime=sessions.SIGNED_IN)[1]
     session = access_tokens.identify_by_id(database, cookie_token)
@@ -307,9 +307,14 @@ def test_readers_change_without_the_other_settings(hub: Running, database: HubDa
 def test_a_quota_is_asked_for_and_given_by_an_admin_of_the_hub(hub: Running, database: HubDatabase) -> None:
     ada, root = Person(hub, "ada", team="admin"), Person(hub, "root", everywhere="admin")
     assert ada.put("/namespaces/team/quota-request", max_bytes=10**9, reason="more data").status_code == 200
-    (asked,) = root.show("/storage")["quota_requests"]
-    assert (asked["namespace"], asked["account"], asked["max_bytes"], asked["reason"]) == ("team", "ada", 10**9, "more data")
-    assert root.put("/namespaces/team/quota", max_bytes=asked["max_bytes"]).status_code == 200
+    (quota_request,) = root.show("/storage")["quota_requests"]
+    assert (quota_request["namespace"], quota_request["account"], quota_request["max_bytes"], quota_request["reason"]) == (
+        "team",
+        "ada",
+        10**9,
+        "more data",
+    )
+    assert root.put("/namespaces/team/quota", max_bytes=quota_request["max_bytes"]).status_code == 200
     assert accounts.namespace_settings(database, "team").max_bytes == 10**9
     assert ada.show("/namespaces/team")["quota_request"] is None
     for limit in (0, -1, 1 << 70, "1", 1.5, True):
@@ -318,8 +323,8 @@ def test_a_quota_is_asked_for_and_given_by_an_admin_of_the_hub(hub: Running, dat
 
 def test_a_deploy_key_is_of_the_namespace_and_of_no_other(hub: Running, database: HubDatabase) -> None:
     ada, boss = Person(hub, "ada", team="admin"), Person(hub, "boss", team="admin")
-    made = ada.send("/namespaces/team/deploy-keys", name="ci", role="write", namespaces=["team/sql"]).json()
-    identity = access_tokens.identify(database, made["token"])
+    deploy_key = ada.send("/namespaces/team/deploy-keys", name="ci", role="write", namespaces=["team/sql"]).json()
+    identity = access_tokens.identify(database, deploy_key["token"])
     assert identity
     assert (identity.role_in("team/sql"), identity.role_in("team"), identity.role_in("ada")) == ("write", "", "")
     for document in (
@@ -328,41 +333,45 @@ def test_a_deploy_key_is_of_the_namespace_and_of_no_other(hub: Running, database
         {"role": "read", "namespaces": ["team", "other/x"]},
     ):
         assert ada.send("/namespaces/team/deploy-keys", name="x", **document).status_code in (400, 403)
-    assert Person(hub, "eve", other="admin").delete(f"/namespaces/other/deploy-keys/{made['id']}").status_code == 404
-    assert [key["id"] for key in boss.show("/namespaces/team/deploy-keys")["deploy_keys"]] == [made["id"]]
+    assert Person(hub, "eve", other="admin").delete(f"/namespaces/other/deploy-keys/{deploy_key['id']}").status_code == 404
+    assert [key["id"] for key in boss.show("/namespaces/team/deploy-keys")["deploy_keys"]] == [deploy_key["id"]]
     # The role of its maker may go, not the account.
     boss.delete("/namespaces/team/members/ada")
-    assert access_tokens.identify(database, made["token"])
-    boss.delete(f"/namespaces/team/deploy-keys/{made['id']}")
-    assert access_tokens.identify(database, made["token"]) is None
+    assert access_tokens.identify(database, deploy_key["token"])
+    boss.delete(f"/namespaces/team/deploy-keys/{deploy_key['id']}")
+    assert access_tokens.identify(database, deploy_key["token"]) is None
 
 
 def test_a_webhook_leads_to_this_network_for_admins_of_the_hub_alone(hub: Running) -> None:
     ada, root = Person(hub, "ada", team="admin"), Person(hub, "root", everywhere="admin")
-    made = ada.send("/namespaces/team/webhooks", url="https://hooks.example/secret-path").json()
-    assert len(made["secret"]) == 64
-    shown = ada.show("/namespaces/team/webhooks")
-    assert [hook["url"] for hook in shown["webhooks"]] == ["https://hooks.example/secret-path"]
-    assert made["secret"] not in str(shown)
+    webhook = ada.send("/namespaces/team/webhooks", url="https://hooks.example/secret-path").json()
+    assert len(webhook["secret"]) == 64
+    listing = ada.show("/namespaces/team/webhooks")
+    assert [hook["url"] for hook in listing["webhooks"]] == ["https://hooks.example/secret-path"]
+    assert webhook["secret"] not in str(listing)
     assert ada.send("/namespaces/team/webhooks", url="http://127.0.0.1/x", private=True).status_code == 403
     assert root.send("/namespaces/team/webhooks", url="http://127.0.0.1/x", private=True).status_code == 201
-    assert Person(hub, "eve", other="admin").delete(f"/namespaces/other/webhooks/{made['id']}").status_code == 404
-    assert ada.delete(f"/namespaces/team/webhooks/{made['id']}").status_code == 200
+    assert Person(hub, "eve", other="admin").delete(f"/namespaces/other/webhooks/{webhook['id']}").status_code == 404
+    assert ada.delete(f"/namespaces/team/webhooks/{webhook['id']}").status_code == 200
 
 
 def test_a_publisher_is_of_an_issuer_that_the_hub_trusts(hub: Running) -> None:
     ada, root = Person(hub, "ada", team="admin"), Person(hub, "root", everywhere="admin")
     job: Any = {"scope": "team/sql", "issuer": "https://gitlab.com", "claims": {"project_path": "org/x"}}
-    made = ada.send("/namespaces/team/publishers", **job).json()
-    (shown,) = ada.show("/namespaces/team/publishers")["publishers"]
-    assert (shown["id"], shown["scope"], shown["account"]) == (made["id"], "team/sql", "ada")
+    publisher = ada.send("/namespaces/team/publishers", **job).json()
+    (listed_publisher,) = ada.show("/namespaces/team/publishers")["publishers"]
+    assert (listed_publisher["id"], listed_publisher["scope"], listed_publisher["account"]) == (
+        publisher["id"],
+        "team/sql",
+        "ada",
+    )
     inside = {**job, "issuer": "https://10.0.0.1"}
     assert ada.send("/namespaces/team/publishers", **inside).status_code == 403
     assert root.send("/namespaces/team/publishers", **inside).status_code == 201
     assert ada.send("/namespaces/team/publishers", **{**job, "scope": "other/sql"}).status_code == 403
     assert ada.send("/namespaces/team/publishers", **{**job, "claims": {"aud": "x"}}).status_code == 400
-    assert Person(hub, "eve", other="admin").delete(f"/namespaces/other/publishers/{made['id']}").status_code == 404
-    assert ada.delete(f"/namespaces/team/publishers/{made['id']}").status_code == 200
+    assert Person(hub, "eve", other="admin").delete(f"/namespaces/other/publishers/{publisher['id']}").status_code == 404
+    assert ada.delete(f"/namespaces/team/publishers/{publisher['id']}").status_code == 200
 
 
 # ---- the hub
@@ -394,11 +403,11 @@ def test_a_disabled_account_is_refused_everywhere_until_it_is_enabled(hub: Runni
 def test_a_rule_gives_a_group_its_role(hub: Running) -> None:
     root = Person(hub, "root", everywhere="admin")
     rule: Any = {"issuer": "https://login.example", "claims": {"groups": "ml"}, "namespace": "team", "role": "write"}
-    made = root.send("/admissions", **rule)
-    assert made.status_code == 201
-    assert root.show("/admissions")["admissions"] == [{"id": made.json()["id"], **rule}]
+    answer = root.send("/admissions", **rule)
+    assert answer.status_code == 201
+    assert root.show("/admissions")["admissions"] == [{"id": answer.json()["id"], **rule}]
     assert root.send("/admissions", **{**rule, "claims": {}}).status_code == 400
-    assert root.delete(f"/admissions/{made.json()['id']}").status_code == 200
+    assert root.delete(f"/admissions/{answer.json()['id']}").status_code == 200
 
 
 def test_each_change_is_a_row_with_who_and_what_and_without_secrets(hub: Running, database: HubDatabase) -> None:
@@ -414,8 +423,8 @@ def test_each_change_is_a_row_with_who_and_what_and_without_secrets(hub: Running
     assert 'name="my laptop role=admin" role=read' in details
     for secret in (token, hook["secret"], "secret-path"):
         assert secret not in details
-    shown = boss.show("/audit?name=team")["events"]
-    assert [row["action"] for row in shown if row["action"] == "api.set_member"] == ["api.set_member"]
+    events = boss.show("/audit?name=team")["events"]
+    assert [row["action"] for row in events if row["action"] == "api.set_member"] == ["api.set_member"]
     assert boss.get(f"{API}/audit").status_code == 403
 
 
@@ -425,9 +434,9 @@ def test_a_change_holds_in_every_process_within_five_seconds(
     monkeypatch.undo()
     assert access_control._TTL <= 5
     monkeypatch.setattr(access_control, "_TTL", 0.0)
-    with serving(hub.folder) as other:
+    with serving(hub.folder) as other_hub:
         boss, ada = Person(hub, "boss", team="admin"), Person(hub, "ada")
-        elsewhere = Person(other, "ada")
+        elsewhere = Person(other_hub, "ada")
         elsewhere.token = ada.token
         assert elsewhere.show("/account")["roles"] == {"ada": "admin"}
         boss.put("/namespaces/team/members/ada", role="write")

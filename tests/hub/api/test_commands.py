@@ -128,8 +128,8 @@ def test_each_command_prints_of_a_hub_what_it_prints_of_the_registry(
         words, _, code = line.partition(" => ")
         texts = []
         for options in ((), ("--remote",)):
-            done = run(*words.split(), *options, cwd=tmp_path, env=at_hub, code=None)
-            texts.append(f"{done.returncode} {_printed(words, done.stdout, done.stderr)}")
+            result = run(*words.split(), *options, cwd=tmp_path, env=at_hub, code=None)
+            texts.append(f"{result.returncode} {_printed(words, result.stdout, result.stderr)}")
         if texts[0] != texts[1] or not texts[0].startswith(f"{code or 0} "):
             differences.append((line, *texts))
     assert "Run `adapterhub list --remote`" in run("list", "nobody", "--remote", env=at_hub, code=3).stderr

@@ -19,8 +19,8 @@ from tests.hub.conftest import Running
 def push(run: Run, hub: Running) -> Callable[..., Any]:
     """Run a command as a user of the hub, whose repository `hf://team/sql` is."""
 
-    def call(*words: object, **more: Any) -> Any:
-        return run(*words, env={"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}, **more)
+    def call(*words: object, **options: Any) -> Any:
+        return run(*words, env={"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}, **options)
 
     return call
 
@@ -61,8 +61,8 @@ def test_a_push_moves_a_tag_only_from_where_it_is_expected(
 ) -> None:
     first, second = adapter(1), adapter(2)
     push("push", first, "hf://team/sql@prod", "--expect", "absent")
-    done = push("push", second, "hf://team/sql@prod", "--expect", "absent", code=7)
-    assert "hf://team/sql@prod: moved in the meantime" in done.stderr
+    result = push("push", second, "hf://team/sql@prod", "--expect", "absent", code=7)
+    assert "hf://team/sql@prod: moved in the meantime" in result.stderr
     with hub.registry() as registry:
         assert len(registry.list("team/sql")) == 1
         digest = registry.resolve(Ref("team/sql")).digest

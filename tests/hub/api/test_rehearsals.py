@@ -120,10 +120,13 @@ def test_every_change_of_a_name_is_rehearsed_with_the_answer_of_the_change(admin
         before = state()
         rehearsed = admin.request(method, f"{url}?dry_run=true", json=body)
         assert state() == before, (method, path)
-        made = admin.request(method, url, json=body)
-        assert (rehearsed.status_code, timeless(rehearsed.json())) == (made.status_code, timeless(made.json())), (method, path)
-        assert (state() == before) == (made.status_code >= 400), (method, path)
-        statuses.append(made.status_code)
+        answer = admin.request(method, url, json=body)
+        assert (rehearsed.status_code, timeless(rehearsed.json())) == (answer.status_code, timeless(answer.json())), (
+            method,
+            path,
+        )
+        assert (state() == before) == (answer.status_code >= 400), (method, path)
+        statuses.append(answer.status_code)
     assert statuses.count(400) == 2
     assert set(statuses) == {200, 400}
 

@@ -83,18 +83,18 @@ def digest(hub: Running, number: int) -> str:
 
 def test_a_version_is_promoted_once_an_other_account_has_approved_it(hub: Running) -> None:
     bob = hub.make_token("bob", "write")
-    asked = {"reference": "v2", "message": "reviewed"}
+    promotion = {"reference": "v2", "message": "reviewed"}
     status, answer = ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2")
     (requirement,) = answer["requirements"]
     assert (status, answer["ok"], requirement["value"]) == (200, False, "0 of 1")
-    status, answer = ask(hub, "POST", f"{NAME}/tags/prod/promotion", asked)
+    status, answer = ask(hub, "POST", f"{NAME}/tags/prod/promotion", promotion)
     assert (status, answer["kind"], answer["code"], prod(hub)) == (400, "refused", "requirements-unmet", 1)
     for token in ("", bob):
         assert ask(hub, "POST", f"{NAME}/versions/v2/approvals", {"tag": "prod", "message": "read it"}, token=token)[0] == 200
     status, answer = ask(hub, "GET", f"{NAME}/tags/prod/promotion?reference=v2", token=bob)
     reasons = "alice (pushed, signed or moves it), bob (pushed, signed or moves it)"
     assert answer["requirements"][0]["value"] == f"0 of 1; not counted: {reasons}"
-    status, answer = ask(hub, "POST", f"{NAME}/tags/prod/promotion", asked)
+    status, answer = ask(hub, "POST", f"{NAME}/tags/prod/promotion", promotion)
     assert (status, answer["moved"], answer["current"], prod(hub)) == (200, True, 2, 2)
     with hub.registry() as registry:
         entry = registry.log(Ref.parse("team/sql:prod"))[0]
@@ -147,8 +147,8 @@ def test_a_page_of_a_log_ends_where_its_messages_are_too_many(hub: Running) -> N
     page = ask(hub, "GET", f"{NAME}/log")[1]
     assert len(json.dumps(page)) < 2 << 20
     assert 10 < len(page["entries"]) < 20
-    rest = ask(hub, "GET", f"{NAME}/log?cursor={page['entries'][-1]['seq']}")[1]["entries"]
-    assert rest[0]["seq"] == page["entries"][-1]["seq"] - 1
+    older_entries = ask(hub, "GET", f"{NAME}/log?cursor={page['entries'][-1]['seq']}")[1]["entries"]
+    assert older_entries[0]["seq"] == page["entries"][-1]["seq"] - 1
 
 
 def test_who_may_only_read_releases_nothing(hub: Running) -> None:
@@ -206,7 +206,7 @@ def test_no_route_that_writes_leads_the_tag_to_a_version_that_is_not_approved(hu
     bodies = [(json.dumps(fields).encode(), "application/json"), (commit, "application/x-ndjson"), (manifest, MANIFEST_TYPE)]
     image = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": {}, "layers": []}).encode()
     bodies.append((image, MANIFEST_TYPE))
-    asked = 0
+    accepted_count = 0
     for method, template in writing_routes():
         paths = set()
         for choice in range(3):
@@ -218,12 +218,12 @@ def test_no_route_that_writes_leads_the_tag_to_a_version_that_is_not_approved(hu
             if "{" in path:
                 continue  # a session or a file, which leads to no tag
             for body, kind in bodies:
-                asked += ask(hub, method, f"{path}?tag=prod", body, kind=kind)[0] < 500
+                accepted_count += ask(hub, method, f"{path}?tag=prod", body, kind=kind)[0] < 500
         status, answer = ask(hub, "GET", "/api/models/team/sql/revision/prod")
         assert status in (404, 410) or answer["sha"] == first.removeprefix("sha256:")[:40], (method, template)
         status, answer = ask(hub, "GET", "/v2/team/sql/manifests/prod")
         assert status in (404, 410) or answer == first_manifest, (method, template)
-    assert asked > 60
+    assert accepted_count > 60
 
 
 WAYS: dict[str, Callable[[Running, bytes], Any]] = {
@@ -422,7 +422,7 @@ def test_an_address_that_was_signed_before_leads_nowhere_once_the_version_is_wit
 def test_a_signed_version_is_withdrawn_by_its_signer_or_an_admin(hub: Running, tmp_path: Path) -> None:
     for name in ("release", "other"):
         keys.generate(tmp_path / name)
-    private, other = (keys.read_private(tmp_path / f"{name}.key") for name in ("release", "other"))
+    private, other_key = (keys.read_private(tmp_path / f"{name}.key") for name in ("release", "other"))
     with hub.registry() as registry:
         manifest = registry.oci_manifest(registry.resolve(Ref("team/sql", number=2)))
         files = {layer.path: layer.digest for layer in manifest.layers}
@@ -433,7 +433,7 @@ def test_a_signed_version_is_withdrawn_by_its_signer_or_an_admin(hub: Running, t
         return {"message": "x", "bundle": claim.decode(), "key": key.public.pem.decode()}
 
     path, admin = f"{NAME}/versions/v2/withdrawal", hub.make_token("root", "admin")
-    for body in ({"message": "x"}, claimed(other)):
+    for body in ({"message": "x"}, claimed(other_key)):
         status, answer = ask(hub, "PUT", path, body)
         assert (status, answer["code"]) == (400, "signed-version")
     assert ask(hub, "PUT", path, claimed(private))[0] == 200
@@ -469,8 +469,8 @@ def test_a_writer_records_what_was_measured_of_a_version_and_so_often(hub: Runni
     assert ask(hub, "POST", path, {**evaluation, "base": {"tool": "x" * 200_000}})[0] == 413
     for _ in range(2):  # the same results are recorded once
         assert ask(hub, "POST", path, evaluation)[0] == 200
-    _, shown = ask(hub, "GET", f"{NAME}/versions/v2")
-    assert shown["evaluations"] == [{**evaluation, "account": "alice"}]
+    _, version = ask(hub, "GET", f"{NAME}/versions/v2")
+    assert version["evaluations"] == [{**evaluation, "account": "alice"}]
     for number in range(2, release_changes._MAX_EVALUATIONS + 1):
         assert ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1 / number}})[0] == 200
     status, answer = ask(hub, "POST", path, {**evaluation, "metrics": {"pass": 1.0}})

@@ -68,15 +68,15 @@ def test_front_matter_is_checked_before_anything_is_sent(read: Ask) -> None:
 def test_a_batch_is_answered_to_every_client_that_negotiates(ask: Ask, sql: str, adapter: Callable[..., Path]) -> None:
     data = (adapter(2) / WEIGHTS).read_bytes()
     oid = hashlib.sha256(data).hexdigest()
-    there = hashlib.sha256((adapter(1) / WEIGHTS).read_bytes()).hexdigest()
-    asked = {
+    stored_oid = hashlib.sha256((adapter(1) / WEIGHTS).read_bytes()).hexdigest()
+    batch = {
         "operation": "upload", "transfers": ["basic", "multipart", "xet"], "hash_algo": "sha_256",
-        "objects": [{"oid": oid, "size": len(data)}, {"oid": there, "size": size_of(adapter)}],
+        "objects": [{"oid": oid, "size": len(data)}, {"oid": stored_oid, "size": size_of(adapter)}],
     }  # fmt: skip
-    answer = ask("POST", "/team/sql.git/info/lfs/objects/batch", asked).json()
+    answer = ask("POST", "/team/sql.git/info/lfs/objects/batch", batch).json()
     assert answer["transfer"] == "basic"
-    new, known = answer["objects"]
-    assert "actions" not in known
+    new, stored_object = answer["objects"]
+    assert "actions" not in stored_object
     href = new["actions"]["upload"]["href"]
     assert ask("POST", href, {"oid": oid, "size": len(data)}, token="").status == 404
     assert ask("PUT", href, data[:-1], token="").status == 400
@@ -84,7 +84,7 @@ def test_a_batch_is_answered_to_every_client_that_negotiates(ask: Ask, sql: str,
     assert ask("PUT", f"{href[:-1]}é", data, token="").status == 403
     assert ask("PUT", href, data, token="").status == 200
     assert ask("POST", href, {"oid": oid, "size": len(data)}, token="").status == 200
-    down = ask("POST", "/team/sql.git/info/lfs/objects/batch", {**asked, "operation": "download"}, token="").json()
+    down = ask("POST", "/team/sql.git/info/lfs/objects/batch", {**batch, "operation": "download"}, token="").json()
     # What is only uploaded, and in no version yet, is nobody's to read but those who may write.
     assert down["objects"][1]["actions"]["download"]["href"]
 
@@ -161,22 +161,22 @@ def test_a_removed_name_is_given_to_nothing_else_and_only_a_version_gets_a_tag(a
     card = commit_of("file", path="README.md", content=base64.b64encode(b"# Soon").decode(), encoding="base64")
     assert ask("POST", "/api/models/team/soon/commit/main", card).status == 200
     tagged = ask("POST", "/api/models/team/soon/tag/main", {"tag": "x"})
-    said = "team/soon@main: is not a whole adapter, and only versions have tags. Upload the rest first"
-    assert (tagged.status, tagged.json()["error"]) == (400, said)
+    reason = "team/soon@main: is not a whole adapter, and only versions have tags. Upload the rest first"
+    assert (tagged.status, tagged.json()["error"]) == (400, reason)
     assert ask("DELETE", "/api/repos/delete", {"name": "team/sql"}).status == 200
     for path, fields in (
         ("/api/repos/create", {"name": "team/sql"}),
         ("/api/repos/move", {"fromRepo": "team/soon", "toRepo": "team/sql"}),
     ):
         refused = ask("POST", path, fields)
-        said = "team/sql: this name was removed. Ask the operator to restore it, or choose another name"
-        assert (refused.status, refused.json()["error"]) == (400, said)
+        reason = "team/sql: this name was removed. Ask the operator to restore it, or choose another name"
+        assert (refused.status, refused.json()["error"]) == (400, reason)
 
 
-@pytest.mark.parametrize("one", [{}, {"oid": "x", "size": 1}, {"oid": "0" * 64}, {"oid": "0" * 64, "size": -1}, 5])
-def test_an_object_of_a_batch_has_a_sha256_and_a_size(read: Ask, one: Any) -> None:
-    asked = {"operation": "upload", "transfers": ["basic"], "objects": [one]}
-    answer = read("POST", "/team/sql.git/info/lfs/objects/batch", asked)
+@pytest.mark.parametrize("object_entry", [{}, {"oid": "x", "size": 1}, {"oid": "0" * 64}, {"oid": "0" * 64, "size": -1}, 5])
+def test_an_object_of_a_batch_has_a_sha256_and_a_size(read: Ask, object_entry: Any) -> None:
+    batch = {"operation": "upload", "transfers": ["basic"], "objects": [object_entry]}
+    answer = read("POST", "/team/sql.git/info/lfs/objects/batch", batch)
     assert (answer.status, answer.headers["x-error-message"]) == (
         400,
         "objects: an object has no sha256 as its oid, or no size in bytes",

@@ -38,8 +38,8 @@ def test_a_head_has_all_headers_and_the_size_of_the_file_though_a_range_is_asked
 ) -> None:
     data = (adapter(1) / WEIGHTS).read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    for more in ({}, {"Range": "bytes=10-19"}):
-        answer = read("HEAD", f"/team/sql/resolve/main/{WEIGHTS}", **more)
+    for headers in ({}, {"Range": "bytes=10-19"}):
+        answer = read("HEAD", f"/team/sql/resolve/main/{WEIGHTS}", **headers)
         assert answer.status == 200
         expected = {
             "x-repo-commit": sha, "etag": f'"{digest}"', "content-length": str(len(data)), "accept-ranges": "bytes",
@@ -105,8 +105,13 @@ def test_every_spelling_of_a_name_and_of_its_newest_revision_is_the_same_commit(
 
 def test_a_model_has_what_clients_read(read: Ask, sha: str) -> None:
     document = read("GET", "/api/models/team/sql?blobs=true&securityStatus=true").json()
-    assert {one["rfilename"] for one in document["siblings"]} == {"README.md", "adapter.json", "adapter_config.json", WEIGHTS}
-    assert all(one["size"] and len(one["blobId"]) == 40 for one in document["siblings"])
+    assert {sibling["rfilename"] for sibling in document["siblings"]} == {
+        "README.md",
+        "adapter.json",
+        "adapter_config.json",
+        WEIGHTS,
+    }
+    assert all(sibling["size"] and len(sibling["blobId"]) == 40 for sibling in document["siblings"])
     assert document["library_name"] == "peft"
     assert document["pipeline_tag"] == "text-generation"
     assert document["cardData"]["base_model"] == "org/base"
@@ -116,7 +121,7 @@ def test_a_model_has_what_clients_read(read: Ask, sha: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "there"),
+    ("query", "is_listed"),
     [
         ({}, True), ({"search": "sql"}, True), ({"search": "french"}, False), ({"author": "team"}, True),
         ({"author": "Team"}, True), ({"author": "tea"}, False), ({"filter": "peft"}, True), ({"filter": "library:peft"}, True),
@@ -132,14 +137,14 @@ def test_a_model_has_what_clients_read(read: Ask, sha: str) -> None:
         ({"library": "peft"}, True), ({"library": "diffusers"}, False), ({"search": "french", "filter": "peft"}, False),
     ],
 )  # fmt: skip
-def test_lists_are_filtered_as_their_tags_say(read: Ask, sha: str, asked: dict[str, str], there: bool) -> None:
-    answer = read("GET", f"/api/models?{urlencode(asked)}")
+def test_lists_are_filtered_as_their_tags_say(read: Ask, sha: str, query: dict[str, str], is_listed: bool) -> None:
+    answer = read("GET", f"/api/models?{urlencode(query)}")
     assert answer.status == 200
-    assert [one["id"] for one in answer.json()] == ["team/sql"] * there
+    assert [model["id"] for model in answer.json()] == ["team/sql"] * is_listed
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("query", "words"),
     [
         ("sort=trendingScore", "sorts by last"), ("direction=2", "neither -1"), ("apps=vllm", "which programs run"),
         ("inference=warm", "runs no inference"), ("inference_provider=all", "runs no inference"),
@@ -148,8 +153,8 @@ def test_lists_are_filtered_as_their_tags_say(read: Ask, sha: str, asked: dict[s
         ("limit=x", "not a number"), ("limit=0", "above 0"), ("cursor=-1", "the link"), (f"cursor={'9' * 5000}", "the link"),
     ],
 )  # fmt: skip
-def test_what_a_list_cannot_be_asked_for_is_refused_in_words(read: Ask, asked: str, words: str) -> None:
-    answer = read("GET", f"/api/models?{asked}")
+def test_what_a_list_cannot_be_asked_for_is_refused_in_words(read: Ask, query: str, words: str) -> None:
+    answer = read("GET", f"/api/models?{query}")
     assert (answer.status, words in answer.headers["x-error-message"]) == (400, True)
 
 
@@ -161,14 +166,14 @@ def test_no_parameter_of_the_client_s_list_is_ignored(reading: tuple[Running, st
         "num_parameters": "min:1B", "emissions_thresholds": (0, 1), "sort": "trending_score", "expand": ["gguf"],
         "fetch_config": True,
     }  # fmt: skip
-    shown: dict[str, Any] = {"limit": 1, "full": True, "cardData": True, "token": False}
+    presentation: dict[str, Any] = {"limit": 1, "full": True, "cardData": True, "token": False}
     api = HfApi(reading[0].url, token=reading[0].token)
-    assert inspect.signature(api.list_models).parameters.keys() == values.keys() | shown.keys()
+    assert inspect.signature(api.list_models).parameters.keys() == values.keys() | presentation.keys()
     for key, value in values.items():
         with contextlib.suppress(HfHubHTTPError):
-            more = {"cardData": True} if key == "emissions_thresholds" else {}
-            assert not [*api.list_models(**{key: value}, **more)], key
-    for key, value in shown.items():
+            extra = {"cardData": True} if key == "emissions_thresholds" else {}
+            assert not [*api.list_models(**{key: value}, **extra)], key
+    for key, value in presentation.items():
         (model,) = api.list_models(**{key: value})
         assert (bool(model.siblings), bool(model.card_data)) == (key == "full", key in ("full", "cardData"))
 
@@ -192,9 +197,9 @@ def test_no_repository_is_newer_than_its_last_change(hub: Running, ask: Ask, ada
 
 def test_git_is_told_what_to_use_instead(hub: Running, sql: str) -> None:
     for name in ("team/sql", "team/sql.git"):
-        told = subprocess.run(["git", "ls-remote", f"{hub.url}/{name}"], capture_output=True, text=True, check=False)
-        assert told.returncode
-        assert "remote: this hub does not speak git: download with `hf download team/sql`" in told.stderr
+        result = subprocess.run(["git", "ls-remote", f"{hub.url}/{name}"], capture_output=True, text=True, check=False)
+        assert result.returncode
+        assert "remote: this hub does not speak git: download with `hf download team/sql`" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_every_tag_that_is_shown_finds_what_shows_it(read: Ask, sha: str) -> Non
     listed = [tag["id"] for tags in read("GET", "/api/models-tags-by-type").json().values() for tag in tags]
     assert {*model["tags"]} - {"base_model:adapter:org/base"} == {*listed}
     for tag in model["tags"]:
-        assert [found["id"] for found in read("GET", f"/api/models?{urlencode({'filter': tag})}").json()] == ["team/sql"], tag
+        assert [model["id"] for model in read("GET", f"/api/models?{urlencode({'filter': tag})}").json()] == ["team/sql"], tag
 
 
 def test_a_model_and_a_list_have_the_fields_that_are_asked_for(read: Ask, sha: str) -> None:
@@ -249,8 +254,8 @@ def test_lists_have_pages_and_none_is_short_for_what_others_may_not_see(
     path, pages = "/api/models?limit=2&full=true&filter=peft", []
     while path:
         answer = ask("GET", path, token="")
-        pages.append([one["id"] for one in answer.json()])
-        assert all(len(one["siblings"]) == 4 for one in answer.json())
+        pages.append([model["id"] for model in answer.json()])
+        assert all(len(model["siblings"]) == 4 for model in answer.json())
         path = answer.headers.get("link", "").partition(">")[0].lstrip("<")
     assert [len(page) for page in pages] == [2, 2, 1]
     assert sorted(name for page in pages for name in page) == [
@@ -265,8 +270,8 @@ def test_lists_have_pages_and_none_is_short_for_what_others_may_not_see(
 def test_a_repository_that_went_back_to_earlier_content_is_listed(hf: Any, ask: Ask, adapter: Callable[..., Path]) -> None:
     hf.create_repo("team/sql")
     *_, last = (hf.upload_folder(folder_path=adapter(seed), repo_id="team/sql").oid for seed in (1, 2, 1))
-    (found,) = ask("GET", "/api/models?search=sql").json()
-    assert found["sha"] == last
+    (model,) = ask("GET", "/api/models?search=sql").json()
+    assert model["sha"] == last
 
 
 def test_trees_have_pages(hub: Running, ask: Ask, adapter: Callable[..., Path]) -> None:
@@ -281,16 +286,16 @@ def test_trees_have_pages(hub: Running, ask: Ask, adapter: Callable[..., Path]) 
             {"key": "file", "value": {"path": path.relative_to(folder).as_posix(), "content": content, "encoding": "base64"}}
         )
     ask("POST", "/api/repos/create", {"name": "sql", "organization": "team"})
-    made = ask("POST", "/api/models/team/sql/commit/main", "\n".join(map(json.dumps, lines)))
-    assert made.status == 200, made.data
+    committed = ask("POST", "/api/models/team/sql/commit/main", "\n".join(map(json.dumps, lines)))
+    assert committed.status == 200, committed.data
     url, listed, sizes = "/api/models/team/sql/tree/main/images?expand=true&recursive=true", [], []
     while url:
         answer = ask("GET", url)
-        listed += [one["path"] for one in answer.json()]
+        listed += [entry["path"] for entry in answer.json()]
         sizes.append(len(answer.json()))
         url = answer.headers.get("link", "").partition(">")[0].lstrip("<")
     assert (sizes, len(set(listed))) == ([50, 10], 60)
-    top = {one["path"]: one["type"] for one in ask("GET", "/api/models/team/sql/tree/main").json()}
+    top = {entry["path"]: entry["type"] for entry in ask("GET", "/api/models/team/sql/tree/main").json()}
     assert top["images"] == "directory"
     assert not any("/" in path for path in top)
 
@@ -300,9 +305,9 @@ def test_paths_are_asked_for_in_a_form_and_in_json(read: Ask, sha: str) -> None:
     form, kind = urlencode([("paths", "README.md"), ("paths", "none"), ("expand", "True")]), "application/x-www-form-urlencoded"
     as_form = read("POST", "/api/models/team/sql/paths-info/main", form, Content_Type=kind).json()
     assert as_json == as_form
-    assert [(one["path"], one["lastCommit"]["id"]) for one in as_form] == [("README.md", sha)]
-    many = read("POST", "/api/models/team/sql/paths-info/main", urlencode([("paths", "x")] * 20_000), Content_Type=kind)
-    assert (many.status, many.json()["error"]) == (400, "form: more than 10,000 fields")
+    assert [(entry["path"], entry["lastCommit"]["id"]) for entry in as_form] == [("README.md", sha)]
+    oversized = read("POST", "/api/models/team/sql/paths-info/main", urlencode([("paths", "x")] * 20_000), Content_Type=kind)
+    assert (oversized.status, oversized.json()["error"]) == (400, "form: more than 10,000 fields")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +333,7 @@ def test_small_things_that_clients_read(read: Ask, sha: str) -> None:
     bad = read("GET", "/api/models/team/sql", token="hf_bad")
     assert (bad.status, bad.headers["x-error-message"]) == (401, "Invalid credentials in Authorization header")
     kinds = read("GET", "/api/models-tags-by-type").json()
-    assert [one["id"] for one in kinds["license"]] == ["license:mit"]
+    assert [tag["id"] for tag in kinds["license"]] == ["license:mit"]
     overview = read("GET", "/api/organizations/team/overview").json()
     assert (overview["name"], overview["numModels"]) == ("team", 1)
     assert read("GET", "/api/users/nobody/overview").status == 404
@@ -366,5 +371,5 @@ def test_headers_of_shards_come_together(hub: Running, hf: Any) -> None:
     assert (answer["index"], list(answer["headers"])) == ({"metadata": {"total_size": 24}}, list(shards))
     assert answer["headers"]["model-2.safetensors"]["weight.2"] == {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
     if hasattr(hf, "get_sharded_safetensors_metadata"):
-        found = hf.get_sharded_safetensors_metadata("team/large", filename=path)
-        assert found.weight_map == weights
+        metadata = hf.get_sharded_safetensors_metadata("team/large", filename=path)
+        assert metadata.weight_map == weights

@@ -35,10 +35,10 @@ def test_git_lfs_pushes_a_file_that_becomes_a_version_and_pulls_it(
     def address(password: str) -> str:
         return f"{hub.url.replace('://', f'://alice:{password}@' if password else '://')}/team/sql.git/info/lfs"
 
-    mine, between, other = tmp_path / "mine", tmp_path / "between.git", tmp_path / "other"
-    for path, more in ((mine, ()), (between, ("--bare",))):
+    mine, between, other_clone = tmp_path / "mine", tmp_path / "between.git", tmp_path / "other"
+    for path, options in ((mine, ()), (between, ("--bare",))):
         path.mkdir()
-        git(path, "init", "--quiet", "--initial-branch=main", *more)
+        git(path, "init", "--quiet", "--initial-branch=main", *options)
     for key, value in (("user.name", "Alice"), ("user.email", "a@example.org"), ("lfs.locksverify", "false")):
         git(mine, "config", "--global", key, value)
     git(mine, "lfs", "install", "--skip-repo")
@@ -51,5 +51,5 @@ def test_git_lfs_pushes_a_file_that_becomes_a_version_and_pulls_it(
     assert sending.commit("team/sql", commit_of(folder)).status == 200
     with hub.registry() as registry:
         assert registry.resolve(Ref("team/sql")).number == 1
-    git(tmp_path, "clone", "--quiet", "--config", f"lfs.url={address('')}", str(between), str(other))
-    assert (other / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+    git(tmp_path, "clone", "--quiet", "--config", f"lfs.url={address('')}", str(between), str(other_clone))
+    assert (other_clone / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()

@@ -84,8 +84,8 @@ def test_writers_of_two_processes_queue_unless_they_name_a_parent(
         return statuses
 
     writers, commits = (4, 3) if named else (8, 10)
-    with serving(hub.folder) as other, ThreadPoolExecutor(writers) as pool:
-        sent = [pool.submit(write, Sending((hub, other)[n % 2].url, hub.token), n) for n in range(writers)]
+    with serving(hub.folder) as other_hub, ThreadPoolExecutor(writers) as pool:
+        sent = [pool.submit(write, Sending((hub, other_hub)[n % 2].url, hub.token), n) for n in range(writers)]
         statuses = [status for future in sent for status in future.result()]
     listed = hf.list_repo_commits(repo)
     if named:

@@ -138,10 +138,10 @@ def test_an_accepted_proposal_is_the_next_version_of_who_proposed_it(
     team: Running, ada: Sending, maintainer: Sending, adapter: Callable[..., Path]
 ) -> None:
     assert propose(ada, adapter(2), summary="Better").status == 200
-    shown = maintainer.ask("GET", f"{API}/1").json()
-    assert (shown["state"], shown["author"], shown["title"], shown["conflicts"]) == ("open", "ada", "Better", [])
-    assert [file["path"] for file in shown["files"]] == [WEIGHTS]
-    accepted = maintainer.ask("POST", f"{API}/1/acceptance", {"commit": shown["commit"], "reason": "good"})
+    proposal = maintainer.ask("GET", f"{API}/1").json()
+    assert (proposal["state"], proposal["author"], proposal["title"], proposal["conflicts"]) == ("open", "ada", "Better", [])
+    assert [file["path"] for file in proposal["files"]] == [WEIGHTS]
+    accepted = maintainer.ask("POST", f"{API}/1/acceptance", {"commit": proposal["commit"], "reason": "good"})
     assert (accepted.status, accepted.json()["version"]) == (200, "team/sql:v2")
     assert sorted(numbers_of(team)) == [1, 2]
     listed = ada.ask("GET", API).json()["proposals"]
@@ -177,8 +177,8 @@ def test_only_its_author_or_a_maintainer_withdraws_a_proposal(
     team: Running, ada: Sending, adapter: Callable[..., Path]
 ) -> None:
     propose(ada, adapter(2))
-    other = Sending(team.url, team.make_token("eve", "read"))
-    assert other.ask("DELETE", f"{API}/1").status == 403
+    other_member = Sending(team.url, team.make_token("eve", "read"))
+    assert other_member.ask("DELETE", f"{API}/1").status == 403
     assert Sending(team.url).ask("DELETE", f"{API}/1").status == 401
     assert ada.ask("DELETE", f"{API}/1").json()["state"] == "withdrawn"
     rows = rows_of(team, "SELECT account, action, name, detail FROM audit WHERE detail LIKE 'proposal=%' ORDER BY id")
@@ -249,23 +249,23 @@ def test_a_proposal_is_for_main_of_a_repository_that_its_author_sees(
         registry.push(adapter(3), Ref("secret/plans"))
     hide(team, "secret/plans")
     stranger = Sending(team.url)
-    other = Sending(team.url, team.make_token("eve", "write", namespaces=("eve",)))
+    other_member = Sending(team.url, team.make_token("eve", "write", namespaces=("eve",)))
     card = lines_of({"README.md": b"# New\n"})
     path = "/api/models/{}/commit/main?create_pr=1"
-    missing = other.ask("POST", path.format("no/where"), card)
-    hidden = other.ask("POST", path.format("secret/plans"), card)
+    missing = other_member.ask("POST", path.format("no/where"), card)
+    hidden = other_member.ask("POST", path.format("secret/plans"), card)
     assert (hidden.status, hidden.json()["error"]) == (404, missing.json()["error"].replace("no/where", "secret/plans"))
     digest = hashlib.sha256(b"x").hexdigest()
-    assert other.batch("secret/plans", digest, 1)["error"].endswith("no such repository")
-    assert other.ask("GET", "/api/adapterhub/v1/names/secret/plans/proposals").status == 404
-    assert other.ask("GET", "/api/models/secret/plans/xet-write-token/main?create_pr=1").status == 404
+    assert other_member.batch("secret/plans", digest, 1)["error"].endswith("no such repository")
+    assert other_member.ask("GET", "/api/adapterhub/v1/names/secret/plans/proposals").status == 404
+    assert other_member.ask("GET", "/api/models/secret/plans/xet-write-token/main?create_pr=1").status == 404
     assert stranger.ask("POST", path.format("team/sql"), card).status == 401
     assert ada.ask("POST", "/api/models/team/sql/commit/v1?create_pr=1", card).status == 400
     # Without create_pr, it is refused as ever.
     assert ada.commit("team/sql", card).status == 403
     assert ada.ask("POST", "/api/models/team/sql/preupload/main", {"files": []}).status == 403
     assert ada.ask("POST", "/api/models/team/sql/preupload/main?create_pr=1", {"files": []}).status == 200
-    assert other.ask("POST", path.format("team/sql"), card).status == 403  # its token is limited to other names
+    assert other_member.ask("POST", path.format("team/sql"), card).status == 403  # its token is limited to other names
     eve = Sending(team.url, team.make_token("eve", "write", kind="personal"))
     assert eve.ask("POST", path.format("team/sql"), card).status == 200
     assert maintainer.ask("GET", API).json()["proposals"][0]["author"] == "eve"
@@ -544,12 +544,12 @@ def test_a_policy_keeps_proposals_back_and_decides_again_when_they_are_accepted(
     with serving(tmp_path / "strict", policy=policy) as strict:
         with strict.registry() as registry:
             registry.push(adapter(1), Ref("team/sql"))
-        author, other = (Sending(strict.url, strict.make_token(name, "read")) for name in ("ada", "eve"))
+        author, other_member = (Sending(strict.url, strict.make_token(name, "read")) for name in ("ada", "eve"))
         maintainer = Sending(strict.url, strict.token)
         proposed = propose(author, adapter(2))
         assert "license" in proposed.headers["x-hf-warning"]
         path = f"/team/sql/resolve/refs%2Fpr%2F1/{WEIGHTS}"
-        assert [sending.ask("GET", path).status for sending in (author, maintainer, other)] == [200, 200, 403]
+        assert [sending.ask("GET", path).status for sending in (author, maintainer, other_member)] == [200, 200, 403]
         assert "license" in maintainer.ask("GET", f"{API}/1").json()["objection"]
         refused = maintainer.ask("POST", f"{API}/1/acceptance", {})
         assert (refused.status, refused.json()["code"]) == (400, "against-policy")
@@ -604,12 +604,12 @@ def test_nobody_proposes_on_top_of_the_proposal_of_another(tmp_path: Path, adapt
     with serving(tmp_path / "strict", policy=Policy("policy.toml", licenses=("mit",))) as strict:
         with strict.registry() as registry:
             registry.push(adapter(1), Ref("team/sql"))
-        author, other = (Sending(strict.url, strict.make_token(name, "read")) for name in ("ada", "eve"))
+        author, other_member = (Sending(strict.url, strict.make_token(name, "read")) for name in ("ada", "eve"))
         proposed = propose(author, adapter(2)).json()["commitOid"]
         for parent in (proposed, "refs/pr/1"):
             lines = lines_of({"README.md": b"# mine\n"}, parentCommit=parent)
-            answer = other.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines)
-            read = other.ask("GET", f"/team/sql/resolve/refs%2Fpr%2F2/{WEIGHTS}")
+            answer = other_member.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines)
+            read = other_member.ask("GET", f"/team/sql/resolve/refs%2Fpr%2F2/{WEIGHTS}")
             assert (answer.status, read.status) == (412, 404)
 
 
@@ -617,18 +617,18 @@ def test_a_policy_keeps_back_the_lines_of_a_proposal_too(tmp_path: Path, adapter
     with serving(tmp_path / "strict", policy=Policy("policy.toml", licenses=("mit",))) as strict:
         with strict.registry() as registry:
             registry.push(adapter(1), Ref("team/sql"))
-        author, other = (Sending(strict.url, strict.make_token(name, "read")) for name in ("ada", "eve"))
+        author, other_member = (Sending(strict.url, strict.make_token(name, "read")) for name in ("ada", "eve"))
         lines = lines_of({"NOTES.md": b"unread words\n"})
         assert author.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", lines).status == 200
         commit = author.ask("GET", f"{API}/1").json()["commit"]
         paths = (f"{API}/1", "/api/models/team/sql/discussions/1")
         for path in (*paths, "/team/sql/discussions/1", f"/team/sql/commit/{commit}"):
-            shown = [b"unread words" in sending.ask("GET", path).data for sending in (author, other)]
-            assert shown == [True, False], path
+            is_shown = [b"unread words" in sending.ask("GET", path).data for sending in (author, other_member)]
+            assert is_shown == [True, False], path
         by_digest = {
             "key": "lfsFile",
             "value": {"path": "NOTES.md", "algo": "sha256", "oid": hashlib.sha256(b"unread words\n").hexdigest()},
         }
         body = b"\n".join(json.dumps(line).encode() for line in ({"key": "header", "value": {"summary": "x"}}, by_digest))
-        taken = other.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", body)
-        assert (taken.status, "was not uploaded" in taken.data.decode()) == (400, True)
+        answer = other_member.ask("POST", "/api/models/team/sql/commit/main?create_pr=1", body)
+        assert (answer.status, "was not uploaded" in answer.data.decode()) == (400, True)

@@ -70,13 +70,13 @@ def test_trees_and_paths_have_what_git_would_say_of_each_file(hf: Any, pushed: l
 
 
 def test_models_are_found_by_words_author_and_base(hf: Any, pushed: list[str]) -> None:
-    for asked in (
+    for query in (
         {"search": "sql"},
         {"author": "team"},
         {"filter": "base_model:adapter:org/base"},
         {"filter": "base_model:org/base"},
     ):
-        assert [model.id for model in hf.list_models(**asked)] == ["team/sql"]
+        assert [model.id for model in hf.list_models(**query)] == ["team/sql"]
     assert not list(hf.list_models(search="french"))
     assert not list(hf.list_models(author="other"))
     assert not list(hf.list_models(filter="base_model:org/other"))
@@ -87,13 +87,13 @@ def test_a_private_repository_does_not_exist_for_others(hub: Running, hf: Any, a
 
     hf.create_repo("alice/secret", private=True)
     hf.upload_folder(folder_path=adapter(1), repo_id="alice/secret")
-    for other in (
+    for other_api in (
         HfApi(endpoint=hub.url, token=False),
         HfApi(endpoint=hub.url, token=hub.make_token("eve", "read", namespaces=["eve"])),
     ):
         with pytest.raises(errors.RepositoryNotFoundError):
-            other.model_info("alice/secret")
-        assert not list(other.list_models(author="alice"))
+            other_api.model_info("alice/secret")
+        assert not list(other_api.list_models(author="alice"))
     assert hf.model_info("alice/secret").private
 
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_a_name_is_a_repository_that_does_not_exist(hub: Running,
 def test_an_answer_that_is_remembered_is_that_of_now_and_only_for_those_who_may_see_it(
     hub: Running, hf: Any, adapter: Callable[..., Path]
 ) -> None:
-    def asked(path: str, token: str = "") -> Any:
+    def get(path: str, token: str = "") -> Any:
         return urllib3.request("GET", f"{hub.url}{path}", headers={"authorization": f"Bearer {token}"} if token else {})
 
     hf.create_repo("team/sql")
@@ -126,18 +126,20 @@ def test_an_answer_that_is_remembered_is_that_of_now_and_only_for_those_who_may_
         for seed in (1, 2):  # by another process
             version = registry.push(adapter(seed), Ref("team/sql"))
             for _ in range(2):
-                assert f"sha256:{asked('/api/models/team/sql').json()['sha']}" == version.digest[:47]
-                oids = {one["path"]: one.get("lfs", {}).get("oid") for one in asked("/api/models/team/sql/tree/main").json()}
+                assert f"sha256:{get('/api/models/team/sql').json()['sha']}" == version.digest[:47]
+                oids = {
+                    entry["path"]: entry.get("lfs", {}).get("oid") for entry in get("/api/models/team/sql/tree/main").json()
+                }
                 files = {file.path: file.digest.removeprefix("sha256:") for file in registry.files(version)}
                 assert oids["adapter_model.safetensors"] == files["adapter_model.safetensors"]
-        sibling = asked("/api/models/team/sql?blobs=true").json()["siblings"][0]
+        sibling = get("/api/models/team/sql?blobs=true").json()["siblings"][0]
         assert sibling["size"] == next(file.size for file in registry.files(version) if file.path == sibling["rfilename"])
-        assert asked("/api/models/team/sql.v1").json()["sha"] != asked("/api/models/team/sql.v2").json()["sha"]
+        assert get("/api/models/team/sql.v1").json()["sha"] != get("/api/models/team/sql.v2").json()["sha"]
     hf.update_repo_settings("team/sql", private=True)
     for path in ("/api/models/team/sql", "/api/models/team/sql/tree/main", "/api/models/team/sql.v1"):
-        assert asked(path).status == 404
-        assert asked(path, hub.token).status == 200
-    assert asked("/api/models/team/sql", hub.token).json()["private"]
+        assert get(path).status == 404
+        assert get(path, hub.token).status == 200
+    assert get("/api/models/team/sql", hub.token).json()["private"]
 
 
 def test_refs_of_thousands_of_versions_are_bounded_and_each_can_be_looked_up(

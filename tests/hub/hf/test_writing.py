@@ -60,9 +60,9 @@ def test_the_same_commit_again_is_the_one_that_was_made(hub: Running, hf: Any, r
         operation = CommitOperationAdd("README.md", text)
         return hf.create_commit(repo, [operation], commit_message="New card", parent_commit=parent)
 
-    made = commit(first.oid, b"# New\n")
+    commit_info = commit(first.oid, b"# New\n")
     # Its answer was lost: the client sends it again, on the same parent.
-    assert commit(first.oid, b"# New\n").oid == made.oid
+    assert commit(first.oid, b"# New\n").oid == commit_info.oid
     assert len(hf.list_repo_commits(repo)) == 2
 
 
@@ -81,12 +81,12 @@ def test_a_commit_on_another_parent_is_refused(hf: Any, repo: str, adapter: Call
 def test_a_branch_that_another_process_moved_meanwhile_is_not_moved_back(hub: Running, hf: Any, repo: str) -> None:
     with hub.registry() as registry, closing(open_database(hub.settings)) as database:
         worker = Worker(registry, Repositories(registry), database)
-        seen = commits.find_view(worker, repo)
-        assert seen is not None
-        made = hf.upload_file(path_or_fileobj=b"# One\n", path_in_repo="README.md", repo_id=repo)
+        view = commits.find_view(worker, repo)
+        assert view is not None
+        commit_info = hf.upload_file(path_or_fileobj=b"# One\n", path_in_repo="README.md", repo_id=repo)
         with pytest.raises(ResponseError, match="team/sql@main has moved meanwhile: commit again"):
-            writing._record_commit(worker, seen, "main", CommitRecord({}))
-    assert hf.model_info(repo).sha == made.oid
+            writing._record_commit(worker, view, "main", CommitRecord({}))
+    assert hf.model_info(repo).sha == commit_info.oid
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,9 @@ def test_a_squashed_branch_has_one_commit_and_the_versions_stay(
     hf.super_squash_history(repo, commit_message="One")
     assert hf.list_repo_commits(repo)[0].title == "One"
     assert sorted(hf.list_repo_files(repo)) == ["README.md", "n.json"]
-    for gone in notes:
+    for note in notes:
         with pytest.raises(errors.RevisionNotFoundError):
-            hf.model_info(repo, revision=gone.oid)
+            hf.model_info(repo, revision=note.oid)
     assert hf.model_info(repo, revision=first.oid).sha == first.oid  # the draft came from it
     hf.super_squash_history(repo, branch="draft")
     with pytest.raises(errors.RevisionNotFoundError):
@@ -235,10 +235,10 @@ def test_a_name_with_too_many_commits_goes_on_after_a_squash(hub: Running, hf: A
             raw, divided, _ = full(count).dump(None)
             return len(raw) + divided.pages_size
 
-        most = MAX_DOCUMENT // entry
-        while (excess := size(most) - MAX_DOCUMENT) > 0:
-            most -= excess // entry + 1
-        repositories.change(repo, lambda _: full(most))
+        entry_count = MAX_DOCUMENT // entry
+        while (excess := size(entry_count) - MAX_DOCUMENT) > 0:
+            entry_count -= excess // entry + 1
+        repositories.change(repo, lambda _: full(entry_count))
 
     def upload() -> None:
         for number in range(3):
@@ -263,8 +263,8 @@ def test_a_token_may_write_only_where_it_may(hub: Running, hf: Any, repo: str, a
     from huggingface_hub.errors import HfHubHTTPError
 
     for token in (hub.make_token("bob", "read"), hub.make_token("ann", "write", namespaces=["ann"])):
-        other, folder = HfApi(endpoint=hub.url, token=token), adapter(1)
+        other_api, folder = HfApi(endpoint=hub.url, token=token), adapter(1)
         with pytest.raises(HfHubHTTPError) as error:
-            other.upload_folder(folder_path=folder, repo_id=repo)
+            other_api.upload_folder(folder_path=folder, repo_id=repo)
         assert error.value.response.status_code == 403
     assert not hf.list_repo_files(repo)

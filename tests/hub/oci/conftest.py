@@ -79,17 +79,17 @@ class Registry:
         raw = document if isinstance(document, bytes) else json.dumps(document).encode()
         return self.ask("PUT", f"manifests/{reference or digest_of(raw)}", raw, Content_Type=kind)
 
-    def put_image(self, reference: str = "", **more: Any) -> str:
+    def put_image(self, reference: str = "", **fields: Any) -> str:
         """Put a manifest with an empty config, and other fields; its digest."""
         self.put_blob(b"{}")
-        answer = self.put(image(**more), reference)
+        answer = self.put(image(**fields), reference)
         assert answer.status == 201, answer.body
         return str(answer.headers["docker-content-digest"])
 
 
-def image(**more: Any) -> dict[str, Any]:
+def image(**fields: Any) -> dict[str, Any]:
     """An image manifest with an empty config."""
-    return {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": EMPTY, "layers": [], **more}
+    return {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "config": EMPTY, "layers": [], **fields}
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:

@@ -53,19 +53,19 @@ def whole(registry: Registry, folder: Path) -> oci_manifest.Manifest:
 def test_a_pushed_adapter_is_the_version_that_a_push_of_it_would_be(
     hub: Running, registry: Registry, adapter: Callable[..., Path]
 ) -> None:
-    made = whole(registry, adapter(1))
-    answer = registry.put(made.raw, "prod")
+    manifest = whole(registry, adapter(1))
+    answer = registry.put(manifest.raw, "prod")
     assert (answer.status, answer.headers["adapterhub-version"], answer.headers["warning"]) == (201, "v1", None), answer.body
     with hub.registry() as opened:
         version = opened.resolve(Ref("team/sql", tag="prod"))
-        assert (version.digest, version.number, version.tags) == (made.digest, 1, ("latest", "prod"))
+        assert (version.digest, version.number, version.tags) == (manifest.digest, 1, ("latest", "prod"))
         assert opened.row(Ref("team/sql")).base == "org/base"
     assert registry.ask("GET", "tags/list").json["tags"] == ["latest", "prod", "v1"]
-    for reference in ("latest", "prod", "v1", made.digest):
-        assert registry.ask("GET", f"manifests/{reference}").body == made.raw
-    again = registry.put(made.raw, "stable")
+    for reference in ("latest", "prod", "v1", manifest.digest):
+        assert registry.ask("GET", f"manifests/{reference}").body == manifest.raw
+    again = registry.put(manifest.raw, "stable")
     assert again.headers["adapterhub-version"] == "v1"
-    assert registry.ask("GET", "manifests/stable").body == made.raw
+    assert registry.ask("GET", "manifests/stable").body == manifest.raw
 
 
 def test_files_without_an_adapter_json_are_a_version_as_they_were_sent(
@@ -134,9 +134,9 @@ def test_numbers_are_given_in_turn_and_stay(registry: Registry, adapter: Callabl
 
 
 def test_a_version_cannot_be_removed_alone(registry: Registry, adapter: Callable[..., Path]) -> None:
-    made = whole(registry, adapter(1))
-    registry.put(made.raw, "prod")
-    for reference in ("latest", "v1", made.digest):
+    manifest = whole(registry, adapter(1))
+    registry.put(manifest.raw, "prod")
+    for reference in ("latest", "v1", manifest.digest):
         refused = registry.ask("DELETE", f"manifests/{reference}")
         assert (refused.status, refused.code) == (405, "UNSUPPORTED")
     assert registry.ask("DELETE", "manifests/prod").status == 202
@@ -151,12 +151,12 @@ def test_a_deprecated_version_says_so(hub: Running, registry: Registry, adapter:
 
 
 def test_an_attachment_is_never_a_version(registry: Registry, adapter: Callable[..., Path]) -> None:
-    made = whole(registry, adapter(1))
-    registry.put(made.raw, "prod")
-    about = {"mediaType": oci_manifest.MANIFEST_TYPE, "digest": made.digest, "size": len(made.raw)}
+    manifest = whole(registry, adapter(1))
+    registry.put(manifest.raw, "prod")
+    about = {"mediaType": oci_manifest.MANIFEST_TYPE, "digest": manifest.digest, "size": len(manifest.raw)}
     answer = registry.put({**sent(registry, adapter(2)), "subject": about})
-    assert (answer.headers["oci-subject"], answer.headers["adapterhub-version"]) == (made.digest, "none")
-    assert len(registry.ask("GET", f"referrers/{made.digest}").json["manifests"]) == 1
+    assert (answer.headers["oci-subject"], answer.headers["adapterhub-version"]) == (manifest.digest, "none")
+    assert len(registry.ask("GET", f"referrers/{manifest.digest}").json["manifests"]) == 1
 
 
 def test_a_gguf_adapter_is_a_version_and_a_gguf_model_is_not(registry: Registry, tmp_path: Path) -> None:
@@ -165,9 +165,9 @@ def test_a_gguf_adapter_is_a_version_and_a_gguf_model_is_not(registry: Registry,
     convert.convert(source, tmp_path / "sql.gguf", to="gguf", base=trained.LLAMA)
     raw = (tmp_path / "sql.gguf").read_bytes()
     # The same file but for what it says it is; the length of the text is before it.
-    other = raw.replace(b"\x07" + bytes(7) + b"adapter", b"\x07" + bytes(7) + b"anmodel", 1)
-    assert other != raw
-    for data, number in ((other, "none"), (raw, "v1")):
+    other_raw = raw.replace(b"\x07" + bytes(7) + b"adapter", b"\x07" + bytes(7) + b"anmodel", 1)
+    assert other_raw != raw
+    for data, number in ((other_raw, "none"), (raw, "v1")):
         layer = {**registry.put_blob(data), "annotations": {TITLE: "sql.gguf"}}
         answer = registry.put(image(layers=[layer]), "x")
         assert (answer.status, answer.headers["adapterhub-version"]) == (201, number), answer.body
@@ -198,11 +198,11 @@ def test_a_removed_name_is_not_taken_again(hub: Running, registry: Registry, ada
 def test_a_moved_repository_is_read_under_its_old_name(
     hub: Running, registry: Registry, hf: Any, adapter: Callable[..., Path]
 ) -> None:
-    made = whole(registry, adapter(1))
-    registry.put(made.raw, "prod")
+    manifest = whole(registry, adapter(1))
+    registry.put(manifest.raw, "prod")
     hf.move_repo("team/sql", "team/text2sql")
-    assert registry.ask("GET", "manifests/prod").body == made.raw
-    assert registry.ask("GET", f"blobs/{made.layers[0].digest}").status == 200
+    assert registry.ask("GET", "manifests/prod").body == manifest.raw
+    assert registry.ask("GET", f"blobs/{manifest.layers[0].digest}").status == 200
     assert "was moved to team/text2sql" in registry.ask("POST", "blobs/uploads/", b"").words
 
 
@@ -228,12 +228,12 @@ def test_a_namespace_for_adapters_takes_nothing_else_but_what_is_about_them(
     for refused in (registry.put(image(), "image"), registry.put(image(subject=absent))):
         assert (refused.status, refused.code) == (400, "MANIFEST_INVALID")
         assert "the namespace team is for adapters only" in refused.words
-    made = whole(registry, adapter(1))
-    assert registry.put(made.raw, "prod").status == 201
-    about = {"mediaType": oci_manifest.MANIFEST_TYPE, "digest": made.digest, "size": len(made.raw)}
+    manifest = whole(registry, adapter(1))
+    assert registry.put(manifest.raw, "prod").status == 201
+    about = {"mediaType": oci_manifest.MANIFEST_TYPE, "digest": manifest.digest, "size": len(manifest.raw)}
     signature = registry.put_image(subject=about)
     registry.put_image("of-the-signature", subject={**about, "digest": signature})
-    assert registry.put(image(subject={**about, "digest": made.config.digest})).status == 400
+    assert registry.put(image(subject={**about, "digest": manifest.config.digest})).status == 400
     Registry(hub.url, hub.token, "other/any").put_image("image")
 
 
@@ -252,9 +252,9 @@ def test_images_are_not_moved_to_a_namespace_for_adapters_and_what_is_about_an_a
     refused = moved("free/picture", "adapters/picture")
     assert (refused.status, "the namespace adapters is for adapters only" in refused.json["error"]) == (400, True)
     assert moved("free/picture", "free/other").status == 200
-    made = whole(registry, adapter(1))
-    registry.put(made.raw, "prod")
-    registry.put_image(subject={"mediaType": oci_manifest.MANIFEST_TYPE, "digest": made.digest, "size": len(made.raw)})
+    manifest = whole(registry, adapter(1))
+    registry.put(manifest.raw, "prod")
+    registry.put_image(subject={"mediaType": oci_manifest.MANIFEST_TYPE, "digest": manifest.digest, "size": len(manifest.raw)})
     assert moved("team/sql", "adapters/sql").status == 200
-    listed = Registry(hub.url, hub.token, "adapters/sql").ask("GET", f"referrers/{made.digest}").json["manifests"]
+    listed = Registry(hub.url, hub.token, "adapters/sql").ask("GET", f"referrers/{manifest.digest}").json["manifests"]
     assert len(listed) == 1

@@ -11,7 +11,7 @@ from tests.hub.oci.conftest import Registry, digest_of
 DATA = b"0123456789" * 1000
 
 
-def begun(registry: Registry, query: str = "") -> str:
+def begin_upload(registry: Registry, query: str = "") -> str:
     """The place of a new session."""
     answer = registry.ask("POST", f"blobs/uploads/{query}", b"")
     assert answer.status == 202
@@ -23,20 +23,20 @@ def begun(registry: Registry, query: str = "") -> str:
 def test_a_blob_comes_in_one_request_or_in_two_or_in_pieces(registry: Registry, data: bytes, algorithm: str) -> None:
     digest = digest_of(data, algorithm)
     single = registry.ask("POST", f"blobs/uploads/?digest={digest}", data)
-    place = begun(registry, f"?digest-algorithm={algorithm}")
+    place = begin_upload(registry, f"?digest-algorithm={algorithm}")
     whole = registry.ask("PUT", f"{place}?digest={digest}", data, Content_Type="application/octet-stream")
-    place, half = begun(registry), len(data) // 2
+    place, half = begin_upload(registry), len(data) // 2
     for piece in (data[:half], data[half:]):
         assert registry.ask("PATCH", place, piece).status == 202
     pieces = registry.ask("PUT", f"{place}?digest={digest}", b"")
     for answer in (single, whole, pieces):
         assert (answer.status, answer.headers["docker-content-digest"]) == (201, digest), answer.body
-        got = registry.ask("GET", answer.headers["location"])
-        assert (got.status, got.body, got.headers["docker-content-digest"]) == (200, data, digest)
+        download = registry.ask("GET", answer.headers["location"])
+        assert (download.status, download.body, download.headers["docker-content-digest"]) == (200, data, digest)
 
 
 def test_a_session_tells_how_far_it_has_come_and_refuses_what_does_not_follow(registry: Registry) -> None:
-    place = begun(registry)
+    place = begin_upload(registry)
     assert registry.ask("PATCH", place, DATA[:100], Content_Range="0-99").headers["range"] == "0-99"
     for wrong, words in (
         ("50-149", "the next byte is 100, not 50"),
@@ -51,21 +51,21 @@ def test_a_session_tells_how_far_it_has_come_and_refuses_what_does_not_follow(re
         assert refused.headers["location"] == place
     short = registry.ask("PATCH", place, DATA[100:150], Content_Range="100-199")
     assert (short.code, short.words) == ("SIZE_INVALID", "50 bytes are not the range 100-199")
-    told = registry.ask("GET", place)
-    assert (told.status, told.headers["range"], told.headers["location"]) == (204, "0-99", place)
+    progress = registry.ask("GET", place)
+    assert (progress.status, progress.headers["range"], progress.headers["location"]) == (204, "0-99", place)
     assert registry.ask("PATCH", place, DATA[100:200], Content_Range="100-199").headers["range"] == "0-199"
-    done = registry.ask("PUT", f"{place}?digest={digest_of(DATA)}", DATA[200:], Content_Range=f"200-{len(DATA) - 1}")
-    assert done.status == 201
+    completed = registry.ask("PUT", f"{place}?digest={digest_of(DATA)}", DATA[200:], Content_Range=f"200-{len(DATA) - 1}")
+    assert completed.status == 201
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_a_wrong_digest_ends_the_upload(registry: Registry, algorithm: str) -> None:
     wrong = digest_of(b"something else", algorithm)
     assert registry.ask("POST", f"blobs/uploads/?digest={wrong}", DATA).code == "DIGEST_INVALID"
-    whole, pieces = begun(registry), begun(registry)
+    whole, pieces = begin_upload(registry), begin_upload(registry)
     registry.ask("PATCH", pieces, DATA)
-    for place, rest in ((whole, DATA), (pieces, b"")):
-        refused = registry.ask("PUT", f"{place}?digest={wrong}", rest)
+    for place, last_piece in ((whole, DATA), (pieces, b"")):
+        refused = registry.ask("PUT", f"{place}?digest={wrong}", last_piece)
         assert (refused.status, refused.code) == (400, "DIGEST_INVALID")
         assert registry.ask("GET", place).code == "BLOB_UPLOAD_UNKNOWN"
     for digest in (wrong, digest_of(DATA)):
@@ -73,7 +73,7 @@ def test_a_wrong_digest_ends_the_upload(registry: Registry, algorithm: str) -> N
 
 
 def test_a_session_is_ended_by_its_client(registry: Registry) -> None:
-    place = begun(registry)
+    place = begin_upload(registry)
     assert registry.ask("DELETE", place).status == 204
     for method in ("GET", "PATCH", "DELETE"):
         assert registry.ask(method, place, b"x" if method == "PATCH" else None).status == 404
@@ -88,7 +88,7 @@ def test_what_is_no_digest_is_an_error_of_the_client(registry: Registry, digest:
         registry.ask(method, f"{kind}/{digest}") for method in ("GET", "HEAD", "DELETE") for kind in ("blobs", "manifests")
     ]
     answers += [registry.ask("GET", f"referrers/{digest}"), registry.ask("POST", f"blobs/uploads/?digest={digest}", b"x")]
-    answers += [registry.ask("PUT", f"{begun(registry)}?digest={digest}", b"x")]
+    answers += [registry.ask("PUT", f"{begin_upload(registry)}?digest={digest}", b"x")]
     answers += [registry.ask("POST", f"blobs/uploads/?mount={digest}", b"")]
     if ":" in digest:
         answers += [registry.ask("PUT", f"manifests/{digest}", b"{}")]
@@ -97,14 +97,14 @@ def test_what_is_no_digest_is_an_error_of_the_client(registry: Registry, digest:
 
 def test_a_part_of_a_blob_is_sent(registry: Registry) -> None:
     digest = registry.put_blob(DATA)["digest"]
-    for asked, first, last in (
+    for byte_range, first, last in (
         ("bytes=0-9", 0, 9),
         ("bytes=5000-", 5000, len(DATA) - 1),
         ("bytes=-7", len(DATA) - 7, len(DATA) - 1),
     ):
-        got = registry.ask("GET", f"blobs/{digest}", Range=asked)
-        assert (got.status, got.body) == (206, DATA[first : last + 1])
-        assert got.headers["content-range"] == f"bytes {first}-{last}/{len(DATA)}"
+        part = registry.ask("GET", f"blobs/{digest}", Range=byte_range)
+        assert (part.status, part.body) == (206, DATA[first : last + 1])
+        assert part.headers["content-range"] == f"bytes {first}-{last}/{len(DATA)}"
     beyond = registry.ask("GET", f"blobs/{digest}", Range=f"bytes={len(DATA)}-")
     assert (beyond.status, beyond.headers["content-range"]) == (416, f"bytes */{len(DATA)}")
     head = registry.ask("HEAD", f"blobs/{digest}")
@@ -114,16 +114,16 @@ def test_a_part_of_a_blob_is_sent(registry: Registry) -> None:
 def test_a_blob_is_mounted_from_where_the_client_may_read_it(hub: Running, registry: Registry) -> None:
     layer = registry.put_blob(DATA)
     registry.put_image("x", layers=[layer])
-    other = Registry(hub.url, hub.token, "team/more")
-    mounted = other.ask("POST", f"blobs/uploads/?mount={layer['digest']}&from=team/other", b"")
+    other_registry = Registry(hub.url, hub.token, "team/more")
+    mounted = other_registry.ask("POST", f"blobs/uploads/?mount={layer['digest']}&from=team/other", b"")
     assert (mounted.status, mounted.headers["location"]) == (201, f"/v2/team/more/blobs/{layer['digest']}")
-    assert other.ask("GET", f"blobs/{layer['digest']}").body == DATA
+    assert other_registry.ask("GET", f"blobs/{layer['digest']}").body == DATA
     for query in (
         f"?mount={digest_of(b'x')}&from=team/other",
         f"?mount={layer['digest']}&from=team/none",
         f"?mount={digest_of(b'x')}",
     ):
-        assert "/blobs/uploads/" in begun(other, query)
+        assert "/blobs/uploads/" in begin_upload(other_registry, query)
 
 
 def test_nobody_reads_a_blob_of_others_by_its_digest(hub: Running, registry: Registry) -> None:
@@ -149,15 +149,15 @@ def test_a_blob_is_not_removed_by_itself(registry: Registry) -> None:
 
 
 def test_a_session_belongs_to_its_repository(hub: Running, registry: Registry) -> None:
-    place = begun(registry).replace("team/other", "team/more")
+    place = begin_upload(registry).replace("team/other", "team/more")
     assert Registry(hub.url, hub.token, "team/more").ask("PATCH", place, b"x").code == "BLOB_UPLOAD_UNKNOWN"
 
 
 def test_a_session_that_waits_gives_its_file_back_and_goes_on(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "_IDLE", -1)
-    place = begun(registry)
+    place = begin_upload(registry)
     for at in range(0, len(DATA), 5000):
-        begun(registry)  # closes all others
+        begin_upload(registry)  # closes all others
         assert registry.ask("PATCH", place, DATA[at : at + 5000]).status == 202
     assert registry.ask("PUT", f"{place}?digest={digest_of(DATA)}", b"").status == 201
 
@@ -165,6 +165,6 @@ def test_a_session_that_waits_gives_its_file_back_and_goes_on(registry: Registry
 def test_a_file_may_have_no_more_bytes_than_the_hub_takes(small: Running) -> None:
     registry = Registry(small.url, small.token)
     assert registry.ask("POST", f"blobs/uploads/?digest={digest_of(b'x' * 2000)}", b"x" * 2000).code == "SIZE_INVALID"
-    place = begun(registry)
+    place = begin_upload(registry)
     assert registry.ask("PATCH", place, b"x" * 900).status == 202
     assert registry.ask("PATCH", place, b"x" * 900).status == 413

@@ -39,18 +39,18 @@ def host(hub: Running) -> str:
     return urlsplit(hub.url).netloc
 
 
-def same(folder: Path, other: Path) -> bool:
+def same(folder: Path, other_folder: Path) -> bool:
     """Whether two folders have the same files but for adapter.json."""
-    names = {path.name for path in other.iterdir()} - {"adapter.json"}
+    names = {path.name for path in other_folder.iterdir()} - {"adapter.json"}
     return names == {path.name for path in folder.iterdir()} and all(
-        (folder / name).read_bytes() == (other / name).read_bytes() for name in names
+        (folder / name).read_bytes() == (other_folder / name).read_bytes() for name in names
     )
 
 
 def test_what_oras_pushes_is_a_version_for_everybody(
     hub: Running, host: str, peer: Peer, hf: Any, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    said = peer(
+    output = peer(
         "oras",
         "push",
         "--plain-http",
@@ -58,7 +58,7 @@ def test_what_oras_pushes_is_a_version_for_everybody(
         *(path.name for path in adapter(1).iterdir()),
         cwd=adapter(1),
     )
-    assert "no adapter.json" in said
+    assert "no adapter.json" in output
     peer("oras", "pull", "--plain-http", f"{host}/team/sql:stable", "-o", tmp_path / "pulled")
     assert same(adapter(1), tmp_path / "pulled")
     assert peer("oras", "repo", "tags", "--plain-http", f"{host}/team/sql").split() == ["latest", "prod", "stable", "v1"]
@@ -89,8 +89,8 @@ def test_oras_attaches_and_discovers(host: str, peer: Peer, hub: Running, adapte
     at = f"{host}/team/sql:v1"
     peer("oras", "attach", "--plain-http", "--artifact-type", "application/vnd.scan", at, "scan.json:application/json")
     assert "application/vnd.scan" in peer("oras", "discover", "--plain-http", at)
-    found = peer("oras", "discover", "--plain-http", "--format", "json", "--artifact-type", "application/vnd.other", at)
-    assert not json.loads(found)["manifests"]
+    output = peer("oras", "discover", "--plain-http", "--format", "json", "--artifact-type", "application/vnd.other", at)
+    assert not json.loads(output)["manifests"]
 
 
 def test_skopeo_copies_both_ways_and_logs_in(

@@ -32,9 +32,11 @@ DOCUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
-@pytest.mark.parametrize("what", DOCUMENTS)
-def test_a_manifest_is_what_was_sent_by_its_digest_and_by_its_tag(registry: Registry, what: str, algorithm: str) -> None:
-    kind, document = DOCUMENTS[what]
+@pytest.mark.parametrize("document_kind", DOCUMENTS)
+def test_a_manifest_is_what_was_sent_by_its_digest_and_by_its_tag(
+    registry: Registry, document_kind: str, algorithm: str
+) -> None:
+    kind, document = DOCUMENTS[document_kind]
     raw = json.dumps(document, indent=3).encode()
     registry.put_blob(b"{}")
     digest = digest_of(raw, algorithm)
@@ -42,11 +44,14 @@ def test_a_manifest_is_what_was_sent_by_its_digest_and_by_its_tag(registry: Regi
     assert (by_digest.status, by_digest.headers["docker-content-digest"]) == (201, digest), by_digest.body
     assert by_digest.headers["location"] == f"/v2/team/other/manifests/{digest}"
     assert (by_tag.status, by_tag.headers["docker-content-digest"]) == (201, digest_of(raw))
-    for reference, told in ((digest, digest), (digest_of(raw), digest_of(raw)), ("tag", digest_of(raw))):
+    for reference, reported_digest in ((digest, digest), (digest_of(raw), digest_of(raw)), ("tag", digest_of(raw))):
         for method, body in (("GET", raw), ("HEAD", b"")):
-            got = registry.ask(method, f"manifests/{reference}")
-            assert (got.status, got.body, got.headers["content-type"]) == (200, body, kind)
-            assert (got.headers["docker-content-digest"], got.headers["content-length"]) == (told, str(len(raw)))
+            answer = registry.ask(method, f"manifests/{reference}")
+            assert (answer.status, answer.body, answer.headers["content-type"]) == (200, body, kind)
+            assert (answer.headers["docker-content-digest"], answer.headers["content-length"]) == (
+                reported_digest,
+                str(len(raw)),
+            )
     assert by_tag.headers["oci-subject"] == (document.get("subject") or {}).get("digest")
 
 
@@ -107,8 +112,8 @@ def test_a_manifest_has_at_most_4_mib_and_the_digest_of_its_address(registry: Re
         assert registry.put(image(), wrong).code == "DIGEST_INVALID"
     for tag in ("-x", "x" * 129, "%C3%A4", "a%2Fb"):
         assert registry.put(image(), tag).status == 400
-    many = registry.put(image(), digest_of(json.dumps(image()).encode()) + "?" + "&".join(f"tag=t{n}" for n in range(101)))
-    assert (many.status, many.code, many.words) == (400, "MANIFEST_INVALID", "more than 100 tags")
+    too_many = registry.put(image(), digest_of(json.dumps(image()).encode()) + "?" + "&".join(f"tag=t{n}" for n in range(101)))
+    assert (too_many.status, too_many.code, too_many.words) == (400, "MANIFEST_INVALID", "more than 100 tags")
     listed = registry.put({**image(), "layers": [EMPTY] * 20_001})
     assert (listed.code, listed.words) == ("MANIFEST_INVALID", "team/other: 20002 descriptors are over the limit of 20000")
 
@@ -134,8 +139,8 @@ def test_a_manifest_put_by_its_digest_gets_tags_too(registry: Registry) -> None:
     assert registry.put(raw, f"{digest_of(raw)}?tag=-").status == 400
     long = digest_of(raw, "sha512")
     assert registry.put(raw, f"{long}?tag=two").headers["oci-tag"] == "two"
-    told = {tag: registry.ask("HEAD", f"manifests/{tag}").headers["docker-content-digest"] for tag in ("one", "two")}
-    assert told == {"one": digest_of(raw), "two": long}
+    digests = {tag: registry.ask("HEAD", f"manifests/{tag}").headers["docker-content-digest"] for tag in ("one", "two")}
+    assert digests == {"one": digest_of(raw), "two": long}
     assert registry.ask("DELETE", f"manifests/{digest_of(raw)}").status == 202
     assert registry.ask("GET", "tags/list").json["tags"] == []
 
@@ -151,18 +156,18 @@ def test_referrers_are_listed_at_once_with_their_types_and_annotations(registry:
     early = registry.put_image(subject=later, artifactType="application/vnd.a")
     new = Registry(registry.host, registry.token, "team/new").ask("GET", f"referrers/{subject}")
     assert (new.status, new.json["manifests"]) == (200, [])
-    found = registry.ask("GET", f"referrers/{subject}")
-    assert found.json["schemaVersion"] == 2
+    referrers = registry.ask("GET", f"referrers/{subject}")
+    assert referrers.json["schemaVersion"] == 2
     assert {
-        manifest["digest"]: (manifest["artifactType"], manifest.get("annotations")) for manifest in found.json["manifests"]
+        manifest["digest"]: (manifest["artifactType"], manifest.get("annotations")) for manifest in referrers.json["manifests"]
     } == {
         typed: ("application/vnd.a", {"key": "value"}),
         by_config: ("application/vnd.oci.empty.v1+json", None),
     }
     for kind, digests in (("application/vnd.a", [typed]), ("application/vnd.oci.empty.v1%2Bjson", [by_config]), ("a/b", [])):
-        some = registry.ask("GET", f"referrers/{subject}?artifactType={kind}")
-        assert some.headers["oci-filters-applied"] == "artifactType"
-        assert [manifest["digest"] for manifest in some.json["manifests"]] == digests
+        filtered = registry.ask("GET", f"referrers/{subject}?artifactType={kind}")
+        assert filtered.headers["oci-filters-applied"] == "artifactType"
+        assert [manifest["digest"] for manifest in filtered.json["manifests"]] == digests
     assert [manifest["digest"] for manifest in registry.ask("GET", f"referrers/{later['digest']}").json["manifests"]] == [early]
     assert registry.ask("DELETE", f"manifests/{typed}").status == 202
     assert len(registry.ask("GET", f"referrers/{subject}").json["manifests"]) == 1
@@ -173,12 +178,14 @@ def test_referrers_are_found_by_sha512_as_well(registry: Registry) -> None:
     raw = json.dumps(image()).encode()
     long, short = digest_of(raw, "sha512"), digest_of(raw)
     assert registry.put(raw, long).status == 201
-    one = json.dumps(image(subject={"mediaType": MANIFEST_TYPE, "digest": long, "size": len(raw)})).encode()
-    assert registry.put(one, digest_of(one, "sha512")).headers["oci-subject"] == long
+    attached_raw = json.dumps(image(subject={"mediaType": MANIFEST_TYPE, "digest": long, "size": len(raw)})).encode()
+    assert registry.put(attached_raw, digest_of(attached_raw, "sha512")).headers["oci-subject"] == long
     assert [entry["digest"] for entry in registry.ask("GET", f"referrers/{long}").json["manifests"]] == [
-        digest_of(one, "sha512")
+        digest_of(attached_raw, "sha512")
     ]
-    assert [entry["digest"] for entry in registry.ask("GET", f"referrers/{short}").json["manifests"]] == [digest_of(one)]
+    assert [entry["digest"] for entry in registry.ask("GET", f"referrers/{short}").json["manifests"]] == [
+        digest_of(attached_raw)
+    ]
 
 
 def test_tags_and_manifests_are_removed_and_gone_at_once(registry: Registry) -> None:
@@ -190,12 +197,12 @@ def test_tags_and_manifests_are_removed_and_gone_at_once(registry: Registry) -> 
     assert registry.ask("DELETE", f"manifests/{digest}").status == 202
     for reference in ("two", digest):
         for method in ("GET", "DELETE"):
-            gone = registry.ask(method, f"manifests/{reference}")
+            answer = registry.ask(method, f"manifests/{reference}")
             unknown = (404, "MANIFEST_UNKNOWN", f"team/other: no manifest {reference}")
-            assert (gone.status, gone.code, gone.words) == unknown
+            assert (answer.status, answer.code, answer.words) == unknown
     assert registry.ask("GET", "tags/list").json["tags"] == []
-    nothing = registry.ask("DELETE", "/v2/team/none/manifests/x")
-    assert (nothing.status, nothing.code, nothing.words) == (404, "NAME_UNKNOWN", "team/none: no such repository")
+    nameless = registry.ask("DELETE", "/v2/team/none/manifests/x")
+    assert (nameless.status, nameless.code, nameless.words) == (404, "NAME_UNKNOWN", "team/none: no such repository")
 
 
 def test_a_tag_moves_between_adapters_and_other_manifests(hub: Running, adapter: Callable[..., Path]) -> None:
@@ -204,8 +211,8 @@ def test_a_tag_moves_between_adapters_and_other_manifests(hub: Running, adapter:
     registry = Registry(hub.url, hub.token, "team/sql")
     with hub.registry() as opened:
         version = opened.push(adapter(1), Ref("team/sql", tag="prod"))
-    other = registry.put_image("prod")
-    assert registry.ask("HEAD", "manifests/prod").headers["docker-content-digest"] == other
+    image_digest = registry.put_image("prod")
+    assert registry.ask("HEAD", "manifests/prod").headers["docker-content-digest"] == image_digest
     with hub.registry() as opened:
         assert opened.resolve(Ref("team/sql")).tags == ("latest",)
     raw = registry.ask("GET", f"manifests/{version.digest}").body

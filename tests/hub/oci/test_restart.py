@@ -45,14 +45,14 @@ def test_an_upload_goes_on_where_the_killed_hub_had_got_to(hub: tuple[Killable, 
     process.kill()
     connection.close()
     process.start()
-    told = registry.ask("GET", place)
-    at = int(told.headers["range"].partition("-")[2]) + 1
-    assert told.status == 204
+    progress = registry.ask("GET", place)
+    at = int(progress.headers["range"].partition("-")[2]) + 1
+    assert progress.status == 204
     assert half <= at <= half + (3 << 20)
     assert registry.ask("PATCH", place, DATA[at:], Content_Range=f"{at}-{len(DATA) - 1}").status == 202
-    done = registry.ask("PUT", f"{place}?digest={digest_of(DATA)}", b"")
-    assert done.status == 201
-    assert registry.ask("GET", done.headers["location"]).body == DATA
+    completed = registry.ask("PUT", f"{place}?digest={digest_of(DATA)}", b"")
+    assert completed.status == 201
+    assert registry.ask("GET", completed.headers["location"]).body == DATA
 
 
 class Deadly:
@@ -61,7 +61,7 @@ class Deadly:
     where = "source"
 
     def __init__(self, process: Killable) -> None:
-        self._process, self._left = process, 3 * len(DATA) // 4
+        self._process, self._bytes_left = process, 3 * len(DATA) // 4
 
     @contextmanager
     def open_blob(self, _blob: Descriptor, start: int = 0) -> Iterator[Any]:
@@ -71,9 +71,9 @@ class Deadly:
         class Reader:
             def readinto(_, buffer: Any) -> int:
                 count = file.readinto(buffer)
-                if self._left > 0 >= self._left - count:
+                if self._bytes_left > 0 >= self._bytes_left - count:
                     self._process.kill()
-                self._left -= count
+                self._bytes_left -= count
                 return count
 
         yield Reader()

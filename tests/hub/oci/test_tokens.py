@@ -20,10 +20,14 @@ def basic(password: str, user: str = "anybody") -> str:
 
 def test_who_has_no_token_is_told_where_to_get_one(hub: Running) -> None:
     nobody, host = Registry(hub.url, None), urlsplit(hub.url).netloc
-    asked = nobody.ask("GET", "/v2/")
-    assert (asked.status, asked.code, asked.headers["docker-distribution-api-version"]) == (401, "UNAUTHORIZED", "registry/2.0")
+    answer = nobody.ask("GET", "/v2/")
+    assert (answer.status, answer.code, answer.headers["docker-distribution-api-version"]) == (
+        401,
+        "UNAUTHORIZED",
+        "registry/2.0",
+    )
     bearer = f'Bearer realm="{hub.url}/v2/token",service="{host}"'
-    assert asked.headers.get_all("www-authenticate") == [bearer, 'Basic realm="adapterhub"']
+    assert answer.headers.get_all("www-authenticate") == [bearer, 'Basic realm="adapterhub"']
     push = nobody.ask("POST", "blobs/uploads/", b"")
     assert push.headers.get_all("www-authenticate")[0] == f'{bearer},scope="repository:team/other:pull,push"'
 
@@ -91,10 +95,10 @@ def test_a_private_repository_is_none_for_those_who_may_not_see_it(
 
 
 def test_a_form_that_is_too_large_asks_for_no_token(hub: Running) -> None:
-    many = b"&".join(b"a=1" for _ in range(101))
+    oversized = b"&".join(b"a=1" for _ in range(101))
     for form, status, words in (
         (b"password=" + b"x" * (1 << 20), 413, "A body has at most 65,536 bytes here"),
-        (many, 400, "form: more than 100 fields"),
+        (oversized, 400, "form: more than 100 fields"),
     ):
         answer = Registry(hub.url, None).ask("POST", "/v2/token", form)
         assert (answer.status, answer.words) == (status, words)

@@ -21,7 +21,7 @@ class Faulty(ThreadingHTTPServer):
     Attributes:
         listed: The bytes of the file whose size and digest the hub lists.
         sent: Other bytes that it sends instead, if any.
-        others: Other files by path, which it always sends at once.
+        other_files: Other files by path, which it always sends at once.
         cut: Bytes of a body after which the connection is cut, once; None for never.
         slow_after: Bytes of a body after which the rest waits for `go`; None for never.
         drips: Whether it sends 100 bytes of the file at a time, 5 kB a second, until `go`.
@@ -39,7 +39,7 @@ class Faulty(ThreadingHTTPServer):
 
     def __init__(self, listed: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.listed, self.sent, self.others = listed, None, dict[str, bytes]()
+        self.listed, self.sent, self.other_files = listed, None, dict[str, bytes]()
         self.cut: int | None = None
         self.slow_after: int | None = None
         self.go, self.hangs = threading.Event(), False
@@ -81,24 +81,24 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200 if self.path.startswith(f"/api/models/{NAME}/") else 404, json.dumps(self._document()).encode())
         elif hub.location:
             self._send(302, b"", Location=hub.location)
-        elif other := hub.others.get(self.path.rpartition("/")[2]):
-            self._send(200, other)
+        elif other_file := hub.other_files.get(self.path.rpartition("/")[2]):
+            self._send(200, other_file)
         else:
             self._send_file(hub.listed if hub.sent is None else hub.sent)
 
     def _document(self) -> dict[str, Any]:
         siblings = []
-        for path, data in {PATH: self.server.listed, **self.server.others}.items():
+        for path, data in {PATH: self.server.listed, **self.server.other_files}.items():
             lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
             siblings.append({"rfilename": path, "size": len(data), "blobId": "0" * 40, "lfs": lfs})
         return {"id": NAME, "sha": self.server.commit, "siblings": siblings, **self.server.extra}
 
     def _send_file(self, data: bytes) -> None:
         hub = self.server
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if hub.ranges else None
-        start, end = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if asked else (0, len(data))
-        self.send_response(206 if asked else 200)
-        if asked:
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if hub.ranges else None
+        start, end = (int(byte_range[1]), min(int(byte_range[2]) + 1, len(data))) if byte_range else (0, len(data))
+        self.send_response(206 if byte_range else 200)
+        if byte_range:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         self.send_header("Content-Length", str(end - start))
         self.end_headers()

@@ -72,7 +72,7 @@ def _extend(data: bytearray, answer: urllib3.BaseHTTPResponse) -> None:
         data += piece
 
 
-def kept(folder: Path) -> list[int]:
+def kept_sizes(folder: Path) -> list[int]:
     """The sizes of the whole files that a hub keeps of its upstream."""
     return [path.stat().st_size for path in (folder / "upstream/files").iterdir()]
 
@@ -87,7 +87,7 @@ def test_what_is_not_as_listed_is_refused_in_words_and_not_kept(tmp_path: Path, 
         answer = get(anonymous(hub))
         assert answer.status == 400
         assert "the upstream" in answer.json()["error"]
-        assert kept(tmp_path) == []
+        assert kept_sizes(tmp_path) == []
 
 
 @pytest.mark.usefixtures("streamed")
@@ -100,7 +100,7 @@ def test_a_client_that_reads_while_wrong_bytes_arrive_never_gets_a_whole_file(
         upstream.go.set()
         received = read_until_cut(answer)
         assert len(received) <= len(DATA) - fills.HELD_BACK
-        assert kept(tmp_path) == []
+        assert kept_sizes(tmp_path) == []
         # It may have the first of the wrong bytes: what comes next must not be put behind those.
         assert get(anonymous(hub), range=f"bytes={len(received)}-").status == 400
         monkeypatch.setattr(fills, "_BAD_TTL", 0.0)
@@ -122,7 +122,7 @@ def test_a_download_is_one_for_all_who_read_and_goes_on_after_a_cut(tmp_path: Pa
         assert first == ""
         assert second.endswith(f"-{len(DATA) - 1}")
         assert int(second.removeprefix("bytes=").partition("-")[0]) > 900_000
-        assert kept(tmp_path) == [len(DATA)]
+        assert kept_sizes(tmp_path) == [len(DATA)]
 
 
 def test_what_was_read_once_is_here_when_the_upstream_is_not(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_what_was_read_once_is_here_when_the_upstream_is_not(tmp_path: Path) -> 
     with hub_of(tmp_path, upstream.url, age=0.0) as hub:  # started again, and the upstream is away
         assert get(anonymous(hub)).data == DATA
         assert anonymous(hub).ask("GET", f"/api/models/{NAME}/revision/{commit}").json()["sha"] == commit
-        other = anonymous(hub).ask("GET", "/api/models/org/other")
-        assert (other.status, other.json()["error"]) == (503, "the hub cannot do that now: the upstream does not answer")
+        missing = anonymous(hub).ask("GET", "/api/models/org/other")
+        assert (missing.status, missing.json()["error"]) == (503, "the hub cannot do that now: the upstream does not answer")
 
 
 def test_an_upstream_that_hangs_holds_up_nobody_who_can_have_what_is_here(
@@ -173,7 +173,7 @@ def test_a_file_that_waits_for_others_to_arrive_is_passed_on_meanwhile(
 ) -> None:
     monkeypatch.setattr(fills, "_THREADS", 1)
     monkeypatch.setattr(models, "_SMALL", small)
-    upstream.others, upstream.slow_after = {"config.json": DATA[:100_000]}, 0
+    upstream.other_files, upstream.slow_after = {"config.json": DATA[:100_000]}, 0
     with hub_of(tmp_path, upstream.url) as hub:
         arriving = begin(hub.url)
         answer = anonymous(hub).ask("GET", f"/{NAME}/resolve/main/config.json")
@@ -184,20 +184,20 @@ def test_a_file_that_waits_for_others_to_arrive_is_passed_on_meanwhile(
 
 def test_readers_of_a_branch_that_moves_get_whole_commits(tmp_path: Path, upstream: Faulty) -> None:
     with hub_of(tmp_path, upstream.url, age=0.0) as hub, ThreadPoolExecutor(4) as pool:
-        other = DATA[::-1]
+        new_data = DATA[::-1]
         commits = {upstream.commit: DATA}
 
         def read(number: int) -> tuple[str, bytes]:
             if number == 10:
-                upstream.listed = other
-                commits[upstream.commit] = other
+                upstream.listed = new_data
+                commits[upstream.commit] = new_data
             answer = get(anonymous(hub))
             return answer.headers.get("x-repo-commit", ""), answer.data if answer.status == 200 else b""
 
         answers = list(pool.map(read, range(20)))
         # What was listed just before the move is refused, and never sent under the other commit.
         assert all(data in (b"", commits.get(commit)) for commit, data in answers)
-        assert answers[-1] == (upstream.commit, other)
+        assert answers[-1] == (upstream.commit, new_data)
 
 
 def test_a_killed_hub_goes_on_where_it_was_and_sends_nothing_half_written(tmp_path: Path, upstream: Faulty) -> None:
@@ -208,7 +208,7 @@ def test_a_killed_hub_goes_on_where_it_was_and_sends_nothing_half_written(tmp_pa
         until(lambda: part.is_dir() and sum(path.stat().st_size for path in part.iterdir()) >= 900_000)
         killable.kill()
         assert reader.result() != DATA
-        assert kept(tmp_path) == []
+        assert kept_sizes(tmp_path) == []
         upstream.slow_after = None
         upstream.go.set()
         killable.start()
@@ -228,7 +228,7 @@ def test_what_a_full_disk_cannot_keep_is_passed_on_verified(tmp_path: Path, upst
         for _ in range(2):
             assert get(anonymous(hub)).data == upstream.listed
         assert get(anonymous(hub), range="bytes=7-9").data == upstream.listed[7:10]
-        assert kept(hub.folder) == []
+        assert kept_sizes(hub.folder) == []
         upstream.sent = upstream.listed[:-1] + b"?"
         assert len(read_until_cut(begin(hub.url))) <= len(upstream.listed) - fills.HELD_BACK
 
@@ -238,12 +238,12 @@ def test_the_files_used_last_stay_within_the_limit(tmp_path: Path, upstream: Fau
         assert get(anonymous(hub)).data == DATA
         upstream.listed = DATA[::-1]
         assert get(anonymous(hub)).data == DATA[::-1]
-        assert kept(tmp_path) == [len(DATA)]
+        assert kept_sizes(tmp_path) == [len(DATA)]
         total = sum(path.stat().st_size for path in (tmp_path / "upstream").rglob("*") if path.is_file())
         assert total <= 3_000_000
         upstream.listed = random.Random(3).randbytes(3_000_001)
         assert get(anonymous(hub)).data == upstream.listed
-        assert kept(tmp_path) == [len(DATA)]
+        assert kept_sizes(tmp_path) == [len(DATA)]
         assert len(upstream.downloads) == 3
 
 

@@ -62,7 +62,7 @@ async def ended(fill: fills.Fill) -> fills.Fill:
     return fill
 
 
-def kept(shared: SharedFiles, folder: Path, data: bytes) -> str:
+def store_file(shared: SharedFiles, folder: Path, data: bytes) -> str:
     """Keep a file of these bytes; its key."""
     path = folder / "file"
     path.write_bytes(data)
@@ -114,7 +114,7 @@ def test_a_file_is_received_once_by_all_processes_while_it_arrives(
     monkeypatch.setattr(fills, "_FOLLOW_SECONDS", 0.01)
     upstream.slow_after = 1_500_000
 
-    async def both() -> None:
+    async def run_both() -> None:
         first = processes[0].start()
         await first.wait_beyond(0)
         second = processes[1].start()
@@ -124,7 +124,7 @@ def test_a_file_is_received_once_by_all_processes_while_it_arrives(
         for fill in (await ended(first), await ended(second)):
             assert fill.error is None
 
-    asyncio.run(both())
+    asyncio.run(run_both())
     assert [process.content() == DATA for process in processes] == [True, True]
     assert upstream.downloads == [""]
     assert [process.fills.received_bytes for process in processes] == [len(DATA), 0]
@@ -140,7 +140,7 @@ def test_a_process_that_waits_has_the_pieces_before_the_file_is_whole(
     monkeypatch.setattr(fills, "_FOLLOW_SECONDS", 0.01)
     upstream.slow_after = 0
 
-    async def both() -> None:
+    async def run_both() -> None:
         first = processes[0].start()
         while not jobs.owner(f"upstream {KEY}"):
             await asyncio.sleep(0.01)
@@ -156,29 +156,29 @@ def test_a_process_that_waits_has_the_pieces_before_the_file_is_whole(
         upstream.go.set()
         assert [(await ended(fill)).error for fill in (first, second)] == [None, None]
 
-    asyncio.run(both())
+    asyncio.run(run_both())
     assert processes[1].content() == DATA
     assert processes[1].fills.received_bytes == 0
 
 
 def test_what_one_process_has_received_another_has_without_the_upstream(processes: list[Process], upstream: Faulty) -> None:
-    async def one(process: Process) -> AdapterhubError | None:
+    async def receive(process: Process) -> AdapterhubError | None:
         return (await ended(process.start())).error
 
-    assert asyncio.run(one(processes[0])) is None
+    assert asyncio.run(receive(processes[0])) is None
     upstream.refuses = 500
-    assert asyncio.run(one(processes[1])) is None
+    assert asyncio.run(receive(processes[1])) is None
     assert processes[1].content() == DATA
 
 
 def test_a_process_takes_over_from_one_that_has_given_up(processes: list[Process], upstream: Faulty) -> None:
-    async def both() -> list[AdapterhubError | None]:
+    async def run_both() -> list[AdapterhubError | None]:
         upstream.sent = DATA[:-1] + b"?"
         failed = await ended(processes[0].start())
         upstream.sent = None
         return [failed.error, (await ended(processes[1].start())).error]
 
-    failed, error = asyncio.run(both())
+    failed, error = asyncio.run(run_both())
     assert isinstance(failed, IntegrityError)
     assert (error, processes[0].content(), processes[1].content()) == (None, None, DATA)
 
@@ -189,10 +189,10 @@ def test_pieces_are_gone_once_the_file_is_whole(
     monkeypatch.setattr(shared_files, "PIECE_SIZE", 100_000)
     opened().read_piece(KEY, 0)  # another process waits for it
 
-    async def one() -> None:
+    async def receive() -> None:
         assert (await ended(processes[0].start())).error is None
 
-    asyncio.run(one())
+    asyncio.run(receive())
     files = {path.relative_to(tmp_path / "bucket").as_posix() for path in (tmp_path / "bucket").rglob("*") if path.is_file()}
     assert files == {f"upstream/files/{KEY}"}
 
@@ -201,7 +201,7 @@ def test_what_was_used_least_recently_makes_room_unless_it_was_used_just_now(
     tmp_path: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = opened(max_bytes=2500)
-    first, second = (kept(shared, tmp_path, bytes([number]) * 1000) for number in (1, 2))
+    first, second = (store_file(shared, tmp_path, bytes([number]) * 1000) for number in (1, 2))
     path = tmp_path / "file"
     path.write_bytes(b"3" * 1000)
     with path.open("rb") as file:
@@ -218,7 +218,7 @@ def test_what_was_used_least_recently_makes_room_unless_it_was_used_just_now(
 
 def test_a_file_that_the_bucket_has_lost_is_forgotten(tmp_path: Path, opened: Open) -> None:
     shared = opened()
-    key = kept(shared, tmp_path, b"x" * 10)
+    key = store_file(shared, tmp_path, b"x" * 10)
     (tmp_path / "bucket/upstream/files" / key).unlink()
     with pytest.raises(RemoteError, match="it was removed to make room"):
         shared.open(key)
@@ -226,24 +226,24 @@ def test_a_file_that_the_bucket_has_lost_is_forgotten(tmp_path: Path, opened: Op
 
 
 def test_documents_are_those_of_all_processes(tmp_path: Path, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = (SharedDocuments(tmp_path / name, 10**6, opened()) for name in ("one", "other"))
-    one.write_document("revision", b"first")
-    document, written_at = other.read_document("revision") or (b"", 0.0)
+    first_documents, second_documents = (SharedDocuments(tmp_path / name, 10**6, opened()) for name in ("one", "other"))
+    first_documents.write_document("revision", b"first")
+    document, written_at = second_documents.read_document("revision") or (b"", 0.0)
     assert (document, abs(time.time() - written_at) < 60) == (b"first", True)
-    other.write_document("revision", b"second")
-    assert (one.read_document("revision") or (b"",))[0] == b"second"
-    other.write_document("revision", b"third")
-    assert (one.read_document("revision") or (b"",))[0] == b"second"  # it has looked a moment ago
+    second_documents.write_document("revision", b"second")
+    assert (first_documents.read_document("revision") or (b"",))[0] == b"second"
+    second_documents.write_document("revision", b"third")
+    assert (first_documents.read_document("revision") or (b"",))[0] == b"second"  # it has looked a moment ago
     monkeypatch.setattr(shared_documents, "_CHECK_SECONDS", 0.0)
-    assert (one.read_document("revision") or (b"",))[0] == b"third"
-    assert one.read_document("nothing") is None
+    assert (first_documents.read_document("revision") or (b"",))[0] == b"third"
+    assert first_documents.read_document("nothing") is None
 
 
 def test_every_process_lists_the_models_that_any_has_asked_for(tmp_path: Path, opened: Open) -> None:
-    one, other = (SharedDocuments(tmp_path / name, 10**6, opened()) for name in ("one", "other"))
+    first_documents, second_documents = (SharedDocuments(tmp_path / name, 10**6, opened()) for name in ("one", "other"))
     for revision in ("main", "refs/pr/1"):
-        one.write_document(f"revision org/x y@{revision}", b"{}")
-    one.write_document(f"revision {'x' * 600}@main", b"{}")  # too long for a key
-    one.write_document("model org/x@1", b"{}")
-    assert sorted(other.revisions(10)) == [("org/x y", "main"), ("org/x y", "refs/pr/1")]
-    assert len(other.revisions(1)) == 1
+        first_documents.write_document(f"revision org/x y@{revision}", b"{}")
+    first_documents.write_document(f"revision {'x' * 600}@main", b"{}")  # too long for a key
+    first_documents.write_document("model org/x@1", b"{}")
+    assert sorted(second_documents.revisions(10)) == [("org/x y", "main"), ("org/x y", "refs/pr/1")]
+    assert len(second_documents.revisions(1)) == 1

@@ -87,9 +87,9 @@ class Visitor:
         connection.request(method, path, body or None, {**self.headers, **cookie, **headers})
         answer = connection.getresponse()
         headers = {key.lower(): ", ".join(answer.headers.get_all(key, ())) for key in answer.headers}
-        found = Answer(answer.status, headers, answer.read())
+        result = Answer(answer.status, headers, answer.read())
         connection.close()
-        return found
+        return result
 
     def signed_in(self, token: str) -> Visitor:
         """The visitor with a session."""

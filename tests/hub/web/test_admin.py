@@ -41,7 +41,7 @@ def test_an_admin_settles_which_artifacts_a_namespace_takes(hub: Running, visito
             assert admin.post("/-/admin/settle", {**fields, "csrf": ""}).status == 403
             assert admin.post("/-/admin/settle", fields).status == 303
             assert accounts.namespace_settings(database, "team") == Namespace("team", "members", 50_000_000, 20, only)
-        assert [one.name for one in audit_log.events(database) if one.action == "web.settle"] == ["team", "team"]
+        assert [event.name for event in audit_log.events(database) if event.action == "web.settle"] == ["team", "team"]
 
 
 @pytest.mark.parametrize(

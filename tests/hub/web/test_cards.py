@@ -78,9 +78,9 @@ def test_markdown_becomes_these_elements(text: str, html: str) -> None:
 
 
 def test_a_wide_table_scrolls_in_its_own_box() -> None:
-    found = render("| a |\n| - |\n| b |")
-    assert found.startswith('<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>')
-    assert found.count("<div") == found.count("</div>") == 1
+    html = render("| a |\n| - |\n| b |")
+    assert html.startswith('<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>')
+    assert html.count("<div") == html.count("</div>") == 1
 
 
 @given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))

@@ -39,17 +39,17 @@ def reference(number: int, *, is_first: bool = True) -> str:
     ],
 )
 def test_a_note_is_below_the_text_and_linked_both_ways(text: str, html: str | None) -> None:
-    found = render(text)
+    rendered = render(text)
     if html is None:
-        assert found.startswith(f"<p>x{reference(1)}</p>\n<hr>\n<ol>\n")
-        assert "<script" not in found
+        assert rendered.startswith(f"<p>x{reference(1)}</p>\n<hr>\n<ol>\n")
+        assert "<script" not in rendered
     else:
-        assert found == html
+        assert rendered == html
 
 
 def test_a_note_that_refers_to_itself_or_to_another_ends() -> None:
-    found = render("x[^a]\n\n[^a]: see [^b] and [^a]\n\n[^b]: see [^a]")
-    assert found.count("<li") == 2
+    rendered = render("x[^a]\n\n[^a]: see [^b] and [^a]\n\n[^b]: see [^a]")
+    assert rendered.count("<li") == 2
 
 
 def test_ids_are_of_notes_alone() -> None:
@@ -59,5 +59,5 @@ def test_ids_are_of_notes_alone() -> None:
 
 
 def test_notes_are_bounded_in_number() -> None:
-    found = render("".join(f"x[^{number}]\n\n[^{number}]: y\n\n" for number in range(300)))
-    assert found.count("<li") == 200
+    rendered = render("".join(f"x[^{number}]\n\n[^{number}]: y\n\n" for number in range(300)))
+    assert rendered.count("<li") == 200

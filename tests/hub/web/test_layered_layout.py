@@ -25,29 +25,29 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 def crossed(sizes: dict[str, Point], placed: Layout) -> list[tuple[tuple[str, str], str]]:
     """Return the edges with the boxes that they run behind."""
-    found = []
+    crossings = []
     for edge, points in placed.paths.items():
         for point in sampled(points):
             for name, (x, y) in placed.centers.items():
                 inside = abs(point[0] - x) < sizes[name][0] / 2 - 1e-6 and abs(point[1] - y) < sizes[name][1] / 2 - 1e-6
                 if inside:
-                    found.append((edge, name))
-    return found
+                    crossings.append((edge, name))
+    return crossings
 
 
 def sampled(points: Sequence[Point]) -> list[Point]:
     """Return points along an edge."""
-    found: list[Point] = []
-    for number, (one, other) in enumerate(pairwise(points)):
+    samples: list[Point] = []
+    for number, (start, end) in enumerate(pairwise(points)):
         for step in range(21):
             t = step / 20
             if number % 2 == 0:  # straight, through a layer
-                found.append((one[0], one[1] + t * (other[1] - one[1])))
+                samples.append((start[0], start[1] + t * (end[1] - start[1])))
             else:  # a cubic curve with vertical tangents
                 bend = 3 * t * t - 2 * t**3
-                height = (1 - t) ** 3 * one[1] + 1.5 * t * (1 - t) * (one[1] + other[1]) + t**3 * other[1]
-                found.append((one[0] + bend * (other[0] - one[0]), height))
-    return found
+                height = (1 - t) ** 3 * start[1] + 1.5 * t * (1 - t) * (start[1] + end[1]) + t**3 * end[1]
+                samples.append((start[0] + bend * (end[0] - start[0]), height))
+    return samples
 
 
 @given(graph=graphs())
@@ -56,9 +56,9 @@ def test_boxes_do_not_overlap_and_edges_run_around_them(graph: Graph) -> None:
     sizes, edges = graph
     placed = layout(sizes, edges)
     assert crossed(sizes, placed) == []
-    for first, other in combinations(sizes, 2):
-        (x, y), (to_x, to_y) = placed.centers[first], placed.centers[other]
-        wide, high = (sizes[first][0] + sizes[other][0]) / 2, (sizes[first][1] + sizes[other][1]) / 2
+    for first, second in combinations(sizes, 2):
+        (x, y), (to_x, to_y) = placed.centers[first], placed.centers[second]
+        wide, high = (sizes[first][0] + sizes[second][0]) / 2, (sizes[first][1] + sizes[second][1]) / 2
         assert abs(x - to_x) >= wide - 1e-6 or abs(y - to_y) >= high - 1e-6
     for name, (x, y) in placed.centers.items():
         assert sizes[name][0] / 2 - 1e-6 <= x <= placed.width - sizes[name][0] / 2 + 1e-6

@@ -64,8 +64,8 @@ def test_somebody_makes_a_token_on_their_page_and_revokes_it(visitor: Visitor, d
     page = ada.get("/-/account")
     assert "/-/namespaces/ada" in page.html.values("a", "href")
     assert "/-/namespaces/team" not in page.html.values("a", "href")
-    made = send(ada, "/-/account/token", name="laptop", role="write", namespaces="team, ada", days="30")
-    secret = secret_on(made)
+    token_page = send(ada, "/-/account/token", name="laptop", role="write", namespaces="team, ada", days="30")
+    secret = secret_on(token_page)
     identity = access_tokens.identify(database, secret)
     assert identity
     assert (identity.namespaces, identity.role_in("team")) == (("team", "ada"), "write")
@@ -86,9 +86,9 @@ def test_somebody_sets_a_profile_that_the_page_of_their_namespace_shows(
     fields = {"full_name": "Ada <b>Lovelace</b>", "about": "Numbers.", "link": "https://example.org/?a=1&b=2"}
     assert send(ada, "/-/account/profile", **fields).headers["location"] == "/-/account"
     assert "Ada <b>Lovelace</b>" in ada.get("/-/account").html.values("input", "value")
-    shown = visitor.get("/ada")
-    assert {"Ada <b>Lovelace</b>", "Numbers."} <= {*shown.html.texts}
-    assert fields["link"] in shown.html.values("a", "href")
+    page = visitor.get("/ada")
+    assert {"Ada <b>Lovelace</b>", "Numbers."} <= {*page.html.texts}
+    assert fields["link"] in page.html.values("a", "href")
     assert send(ada, "/-/account/profile", link="javascript:x").status == 400
 
 
@@ -104,21 +104,21 @@ def test_an_admin_manages_a_namespace_on_its_page(visitor: Visitor, database: Hu
     send(boss, "/-/namespaces/readers", namespace="team", readers="members", artifacts="adapters")
     assert accounts.namespace_settings(database, "team") == accounts.Namespace("team", "members", adapters_only=True)
     send(boss, "/-/namespaces/ask-quota", namespace="team", gigabytes="1.5", files="20", reason="more data")
-    (asked,) = namespace_admins.quota_requests(database)
-    assert (asked.max_bytes, asked.max_files, asked.reason) == (1_500_000_000, 20, "more data")
+    (quota_request,) = namespace_admins.quota_requests(database)
+    assert (quota_request.max_bytes, quota_request.max_files, quota_request.reason) == (1_500_000_000, 20, "more data")
     key = secret_on(send(boss, "/-/namespaces/key", namespace="team", name="ci", role="read"))
     assert access_tokens.identify(database, key)
     hook = secret_on(send(boss, "/-/namespaces/webhook", namespace="team", url="https://hooks.example/x"))
     claims = "repository=org/x\r\nref=main\r\n"
     fields = {"namespace": "team", "scope": "team", "issuer": "https://gitlab.com", "claims": claims}
     assert send(boss, "/-/namespaces/publisher", **fields).status == 303
-    shown = boss.get(page)
+    answer = boss.get(page)
     for text in ("ada", "1.5 GB and 20 files", "https://hooks.example/x", "repository=org/x", "ref=main", "web.set_member"):
-        assert text in shown.text, text
-    assert key not in shown.body.decode()
-    assert hook not in shown.body.decode()
+        assert text in answer.text, text
+    assert key not in answer.body.decode()
+    assert hook not in answer.body.decode()
     for path, field in (("revoke-key", "token"), ("remove-webhook", "webhook"), ("remove-publisher", "publisher")):
-        number = re.search(rf'name="{field}" value="(\d+)"', shown.body.decode())
+        number = re.search(rf'name="{field}" value="(\d+)"', answer.body.decode())
         assert number
         assert send(boss, f"/-/namespaces/{path}", namespace="team", **{field: number[1]}).status == 303
     assert send(boss, "/-/namespaces/drop-quota", namespace="team").status == 303

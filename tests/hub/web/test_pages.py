@@ -50,17 +50,17 @@ OF_AN_ADAPTER = ("", "/v1", "/versions", "/channels", "/compare", "/v1/tensors",
 
 
 def test_an_empty_hub_says_how_to_fill_it(visitor: Visitor) -> None:
-    found = visitor.get("/")
-    assert found.status == 200
-    assert f"HF_ENDPOINT={visitor.hub.url} hf upload" in found.text
+    page = visitor.get("/")
+    assert page.status == 200
+    assert f"HF_ENDPOINT={visitor.hub.url} hf upload" in page.text
     assert visitor.get("/-/bases").status == 200
     assert visitor.get("/-/sign-in").status == 200
 
 
 @pytest.mark.parametrize("path", ["/nobody", "/no/such", "/no/such/v1", "/-/nothing", "/a/b/c/d", "/No/Such", "/no%2Fsuch/x"])
 def test_what_is_not_there_is_a_page_in_words(visitor: Visitor, path: str) -> None:
-    found = visitor.get(path)
-    assert (found.status, "Not found" in found.text) == (404, True)
+    page = visitor.get(path)
+    assert (page.status, "Not found" in page.text) == (404, True)
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_the_longest_names_and_many_versions_have_pages(visitor: Visitor, push: 
     name = f"{'n' * 100}/{'m' * 100}"
     digest = push(name)
     with hub.registry() as registry, registry.store.lease("push"):
-        made, manifest = registry.oci_manifest(registry.resolve(Ref(name))), registry.adapter_manifest(digest)
+        version_manifest, manifest = registry.oci_manifest(registry.resolve(Ref(name))), registry.adapter_manifest(digest)
         assert manifest is not None
-        files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
+        files = {layer.path: (layer.digest, layer.size) for layer in version_manifest.layers}
         for number in range(199):
             files["README.md"] = registry.store.put_bytes(f"# {number}\n".encode())
             another = oci_manifest.assemble(files, manifest)
@@ -278,16 +278,16 @@ def test_addresses_that_clients_of_the_hugging_face_hub_print_lead_to_the_versio
         "tree/main": "/team/sql/v2",
         f"tree/{commit}": "/team/sql/v1",
     }.items():
-        found = visitor.get(f"/team/sql/{path}")
-        assert (found.status, found.headers["location"]) == (303, url)
+        answer = visitor.get(f"/team/sql/{path}")
+        assert (answer.status, answer.headers["location"]) == (303, url)
     assert visitor.get("/team/sql/tree/no-such").status == 404
 
 
 def test_a_file_is_shown_as_its_text_and_can_be_downloaded(visitor: Visitor, push: Push) -> None:
     commit = commit_id(push("team/sql", files={"README.md": f"# One\n{EVIL}\n", "long.txt": "x" * 200_000}))
-    shown = visitor.get("/team/sql/blob/v1/README.md")
-    assert (shown.status, EVIL in shown.text) == (200, True)
-    assert f"/team/sql/resolve/{commit}/README.md" in shown.html.values("a", "href")
+    page = visitor.get("/team/sql/blob/v1/README.md")
+    assert (page.status, EVIL in page.text) == (200, True)
+    assert f"/team/sql/resolve/{commit}/README.md" in page.html.values("a", "href")
     for path in ("long.txt", "adapter_model.safetensors"):
         assert "no text, or a long one" in visitor.get(f"/team/sql/blob/main/{path}").text
     assert [visitor.get(f"/team/sql/blob/{path}").status for path in ("main/none.md", "v9/README.md")] == [404, 404]
@@ -301,10 +301,10 @@ def test_who_may_not_read_a_file_sees_none_of_its_text(
     member, stranger = person(visitor, database, "ada", team="read"), person(visitor, database, "eve")
     gates.set_gate(database, "team/sql", Gate(gates.MANUAL))
     path = "/team/sql/blob/main/README.md"
-    assert [who.get(path).status for who in (member, stranger, visitor)] == [200, 403, 403]
+    assert [reader.get(path).status for reader in (member, stranger, visitor)] == [200, 403, 403]
     gates.set_gate(database, "team/sql", None)
     hide(hub, "team/sql")
-    assert [who.get(path).status for who in (member, stranger, visitor)] == [200, 404, 404]
+    assert [reader.get(path).status for reader in (member, stranger, visitor)] == [200, 404, 404]
 
 
 def test_a_session_opens_the_files_and_pictures_that_pages_of_a_private_adapter_link_to(
@@ -315,7 +315,7 @@ def test_a_session_opens_the_files_and_pictures_that_pages_of_a_private_adapter_
     member, stranger = person(visitor, database, "ada", team="read"), person(visitor, database, "eve")
 
     def answers(method: str) -> list[int]:
-        return [who._ask(method, "/team/sql/resolve/v1/README.md", "", {}).status for who in (member, stranger, visitor)]
+        return [reader._ask(method, "/team/sql/resolve/v1/README.md", "", {}).status for reader in (member, stranger, visitor)]
 
     assert (answers("GET"), answers("HEAD")) == ([200, 404, 404], [200, 404, 404])
     # Only what changes nothing: any other site can have a browser send its session.
@@ -325,10 +325,10 @@ def test_a_session_opens_the_files_and_pictures_that_pages_of_a_private_adapter_
 def test_a_commit_has_what_it_changed_line_by_line(visitor: Visitor, hub: Running, push: Push) -> None:
     first = commit_id(push("team/sql", 1, files={"README.md": "# One\n"}))
     second = commit_id(push("team/sql", 2, files={"README.md": f"# Two\n{EVIL}\n"}))
-    found = visitor.get(f"/team/sql/commit/{second}")
+    page = visitor.get(f"/team/sql/commit/{second}")
     for text in ("-# One", "+# Two", "Version v2", "not shown as text", "adapter_model.safetensors"):
-        assert text in found.text, text
-    assert f"/team/sql/commit/{first}" in found.html.values("a", "href")
+        assert text in page.text, text
+    assert f"/team/sql/commit/{first}" in page.html.values("a", "href")
     assert [text for text in ("v2", "v1") if text in visitor.get("/team/sql/commits").text] == ["v2", "v1"]
     assert "+# One" in visitor.get(f"/team/sql/commit/{first}").text
     assert visitor.get("/team/sql/commit/no-such").status == 404
@@ -341,8 +341,8 @@ def test_a_repository_that_moved_leads_to_its_new_name(visitor: Visitor, push: P
     push("team/new")
     with hub.registry() as registry:
         Repositories(registry).change("team/old", lambda _: Repository(moved_to="team/new"))
-    found = visitor.get("/team/old")
-    assert (found.status, found.headers["location"]) == (303, "/team/new")
+    answer = visitor.get("/team/old")
+    assert (answer.status, answer.headers["location"]) == (303, "/team/new")
 
 
 # ---- search
@@ -365,8 +365,8 @@ def test_search_by_words_facets_metrics_and_runtime(visitor: Visitor, push: Push
     assert names("size=%3C1GB") == ["dora", "poems", "sql"]
     assert names("runtime=peft") == ["dora", "poems", "sql"]
     for wrong in ("rank=many", "metric=loss", "size=8", "runtime=abacus", "r=x"):
-        found = visitor.get(f"/?{wrong}")
-        assert found.html.values("p", "role").count("alert") == 1
+        page = visitor.get(f"/?{wrong}")
+        assert page.html.values("p", "role").count("alert") == 1
 
 
 def test_a_facet_is_chosen_and_left_by_a_link(visitor: Visitor, push: Push) -> None:
@@ -445,9 +445,9 @@ def test_a_private_repository_is_nowhere_for_those_who_may_not_see_it(hub: Runni
     hide(hub, "secret/plans")
     absent = visitor.get("/secret/nothing")
     for path in OF_AN_ADAPTER:
-        found = visitor.get(f"/secret/plans{path}")
-        assert found.status == 404
-        assert found.text == absent.text.replace("nothing", "plans")
+        page = visitor.get(f"/secret/plans{path}")
+        assert page.status == 404
+        assert page.text == absent.text.replace("nothing", "plans")
     assert visitor.get("/secret/plans/v1/heat.svg").status == 404
     assert visitor.get("/secret").status == 404
     for path in ("/", "/?q=plans", "/?base=hidden/base", "/-/bases", "/?metric=a>0", "/?runtime=peft"):
@@ -506,9 +506,9 @@ def test_where_a_login_is_required_every_page_asks_for_it(tmp_path: Path) -> Non
     with serving(tmp_path / "hub", require_login=True) as hub:
         visitor = Visitor(hub)
         for path in ("/", "/-/bases", "/team", "/team/sql/v1", "/team/sql/v1/heat.svg", "/team/sql/compare"):
-            found = visitor.get(path)
-            assert found.status == 303
-            assert found.headers["location"].startswith("/-/sign-in?next=%2F")
+            page = visitor.get(path)
+            assert page.status == 303
+            assert page.headers["location"].startswith("/-/sign-in?next=%2F")
         assert visitor.get("/-/sign-in").status == 200
         assert visitor.signed_in(hub.token).get("/").status == 200
 

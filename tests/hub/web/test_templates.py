@@ -29,21 +29,21 @@ def page_classes(base: type[Page] = Page) -> Iterator[type[Page]]:
 PAGES = {page_class.template: page_class for page_class in page_classes() if "template" in vars(page_class)}
 
 
-def attributes(of: Any) -> set[str]:
-    return {*dir(of), *(field.name for field in dataclasses.fields(of))}
+def attributes(value: Any) -> set[str]:
+    return {*dir(value), *(field.name for field in dataclasses.fields(value))}
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_every_attribute_that_a_template_names_exists(name: str) -> None:
     environment = site.templates()
     assert environment.loader is not None
-    known = {"page": attributes(PAGES[name]), "asked": attributes(PageRequest), "who": attributes(Identity)}
+    attributes_by_owner = {"page": attributes(PAGES[name]), "asked": attributes(PageRequest), "who": attributes(Identity)}
     unknown = []
     for template in {name, "layout.html"} if name.endswith(".html") else {name}:
         source, _, _ = environment.loader.get_source(environment, template)
         for node in environment.parse(source).find_all(jinja2.nodes.Getattr):
             owner = getattr(node.node, "attr", None) or getattr(node.node, "name", None)
             is_page_of_another = template != name and owner == "page"
-            if owner in known and not is_page_of_another and node.attr not in known[owner]:
+            if owner in attributes_by_owner and not is_page_of_another and node.attr not in attributes_by_owner[owner]:
                 unknown.append(f"{template}:{node.lineno}: {owner}.{node.attr}")
     assert unknown == []

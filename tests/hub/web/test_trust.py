@@ -46,7 +46,7 @@ def test_what_is_too_large_to_be_scanned_for_a_page_says_so(
 
 def test_the_page_tells_whose_signature_the_policy_has_verified(tmp_path: Path, run: Run, adapter: Callable[..., Path]) -> None:
     secret, public = keys.generate(tmp_path / "team")
-    other, unknown = keys.generate(tmp_path / "other")
+    other_key, unknown = keys.generate(tmp_path / "other")
     folder = adapter(1)
     run("describe", folder)
     run("sign", folder, "--key", secret, "--name", "team/sql")
@@ -56,7 +56,7 @@ def test_the_page_tells_whose_signature_the_policy_has_verified(tmp_path: Path, 
         run("push", folder, f"oci+http://{host}/team/sql", env=env)
         signed = visitor.get("/team/sql")
         assert f"files, by the key {public.id[:16]}… verified by this hub’s policy" in signed.text
-        run("sign", f"oci+http://{host}/team/sql", "--key", other, env=env)
+        run("sign", f"oci+http://{host}/team/sql", "--key", other_key, env=env)
         page = visitor.get("/team/sql")
         assert f"files, by the key {unknown.id[:16]}… not verified here" in page.text
         assert f"files, by the key {public.id[:16]}… verified by this hub’s policy" in page.text
@@ -68,23 +68,23 @@ def test_what_is_shown_of_a_signature_is_what_it_claims_and_whether_the_policy_h
     key = keys.read_private(secret)
     with Registry.init(tmp_path / "r") as registry:
         version = registry.push(write_adapter(tmp_path / "sql"), Ref("team/sql"))
-        made = registry.oci_manifest(version)
-    files = signature_policy.signed_files(made)
+        manifest = registry.oci_manifest(version)
+    files = signature_policy.signed_files(manifest)
     raws = [
         bundle.sign(Statement("team/sql", files), key),
         bundle.sign(Statement("team/other", files), key),
-        bundle.sign(Statement("team/sql", {"a": made.digest}), key),
-        Attestation(TYPES["fits"], "team/sql", made.digest, {}).sign(key),
-        Attestation("urn:x:<b>", "team/sql", made.digest, {}).sign(key),
+        bundle.sign(Statement("team/sql", {"a": manifest.digest}), key),
+        Attestation(TYPES["fits"], "team/sql", manifest.digest, {}).sign(key),
+        Attestation("urn:x:<b>", "team/sql", manifest.digest, {}).sign(key),
         b"no bundle",
     ]
     policy = Policy("the hub", signers=(("team/*", (Path(public.source),)),))
-    found = signature_policy.summarize(policy, made, raws, "team/sql")
-    assert [(one.what, one.is_about, one.verified) for one in found] == [
+    signatures = signature_policy.summarize(policy, manifest, raws, "team/sql")
+    assert [(signature.what, signature.is_about, signature.verified) for signature in signatures] == [
         ("files", True, True),
         ("files", True, False),
         ("files", False, False),
         ("fits", True, False),
         ("urn:x:<b>", True, False),
     ]
-    assert not any(one.verified for one in signature_policy.summarize(None, made, raws, "team/sql"))
+    assert not any(signature.verified for signature in signature_policy.summarize(None, manifest, raws, "team/sql"))

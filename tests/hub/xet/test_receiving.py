@@ -120,8 +120,8 @@ def test_chunks_of_every_kind_become_what_they_were(size: int, scheme: int) -> N
     data = np.random.default_rng(size).integers(0, 9, size, dtype=np.uint8).tobytes()
     grouped = b"".join(data[lane::4] for lane in range(4))
     raw = chunk(grouped if scheme == 2 else data, scheme)
-    (found,) = xet_formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x")
-    assert xet_formats.decompress(found, raw[found.start : found.start + found.stored], "x") == data
+    (only_chunk,) = xet_formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x")
+    assert xet_formats.decompress(only_chunk, raw[only_chunk.start : only_chunk.start + only_chunk.stored], "x") == data
 
 
 @pytest.mark.parametrize(
@@ -137,22 +137,22 @@ def test_chunks_of_every_kind_become_what_they_were(size: int, scheme: int) -> N
     ],
 )
 def test_a_malformed_xorb_is_refused(sender: Sender, raw: bytes, words: str) -> None:
-    status, said = sender.post(f"/v1/xorbs/default/{XORB}", raw)
-    assert (status, words in said) == (400, True), said
+    status, body = sender.post(f"/v1/xorbs/default/{XORB}", raw)
+    assert (status, words in body) == (400, True), body
 
 
 def test_a_xorb_is_named_by_its_hash(sender: Sender) -> None:
-    status, said = sender.post("/v1/xorbs/default/zz", chunk(b"x"))
-    assert (status, "zz: is not the hash of a xorb" in said) == (400, True), said
+    status, body = sender.post("/v1/xorbs/default/zz", chunk(b"x"))
+    assert (status, "zz: is not the hash of a xorb" in body) == (400, True), body
 
 
 def test_a_chunk_that_unpacks_to_more_than_it_says_is_not_unpacked() -> None:
     raw = chunk(b"\0" * (64 << 20), 1, size=1000)
-    (found,) = (
+    (parsed_chunk,) = (
         xet_formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x") if len(raw) < xet_formats.MAX_CHUNK else (None,)
     )
     with pytest.raises(FormatError, match="or more instead of 1000"):
-        xet_formats.decompress(found or xet_formats.Chunk(8, len(raw) - 8, 1, 1000), raw[8:], "x")
+        xet_formats.decompress(parsed_chunk or xet_formats.Chunk(8, len(raw) - 8, 1, 1000), raw[8:], "x")
 
 
 def test_a_shard_that_lies_stores_nothing(hub: Running, sender: Sender) -> None:
@@ -160,7 +160,7 @@ def test_a_shard_that_lies_stores_nothing(hub: Running, sender: Sender) -> None:
     assert sender.post(f"/v1/xorbs/default/{XORB}", chunk(data))[0] == 200
     assert sender.post(f"/v1/xorbs/default/{OTHER}", chunk(data, 1, raw=b"not LZ4"))[0] == 200
     right = hashlib.sha256(data).digest()
-    for made, words in (
+    for shard_bytes, words in (
         (shard(hashlib.sha256(b"other").digest(), [(XORB, 5, 0, 1)]), "its chunks make"),
         (shard(right, [(XORB, 6, 0, 1)]), "a term of 5 bytes"),
         (shard(right, [(XORB, 5, 0, 2)]), "of a xorb with 1"),
@@ -172,8 +172,8 @@ def test_a_shard_that_lies_stores_nothing(hub: Running, sender: Sender) -> None:
         (shard(right, [(XORB, 5, 0, 1)])[:60], "ends before the mark of its end"),
         (b"x" * 100, "not a shard of version 2"),
     ):
-        status, said = sender.post("/v1/shards", made)
-        assert (status, words in said) == (400, True), said
+        status, body = sender.post("/v1/shards", shard_bytes)
+        assert (status, words in body) == (400, True), body
     assert not (hub.folder / ".adapterhub" / "blobs" / "sha256" / right.hex()).exists()
     assert sender.post("/v1/shards", shard(right, [(XORB, 5, 0, 1)]))[0] == 200
 
@@ -181,16 +181,16 @@ def test_a_shard_that_lies_stores_nothing(hub: Running, sender: Sender) -> None:
 def test_a_term_that_lies_about_its_size_is_refused_before_its_chunks_are_unpacked(sender: Sender) -> None:
     damaged = chunk(b"", 1, size=xet_formats.MAX_CHUNK, raw=b"not LZ4") * 100
     assert sender.post(f"/v1/xorbs/default/{XORB}", damaged)[0] == 200
-    status, said = sender.post("/v1/shards", shard(b"\0" * 32, [(XORB, 5, 0, 100)]))
-    assert (status, f"a term of {100 * xet_formats.MAX_CHUNK} bytes that declares 5" in said) == (400, True), said
+    status, body = sender.post("/v1/shards", shard(b"\0" * 32, [(XORB, 5, 0, 100)]))
+    assert (status, f"a term of {100 * xet_formats.MAX_CHUNK} bytes that declares 5" in body) == (400, True), body
 
 
 def test_a_xorb_of_another_repository_cannot_be_named(hub: Running, hf: Any, sender: Sender) -> None:
     hf.create_repo("other/secret", private=True)
     theirs = Sender(hub, "other/secret", hub.token)
     assert theirs.post(f"/v1/xorbs/default/{XORB}", chunk(b"secret"))[0] == 200
-    status, said = sender.post("/v1/shards", shard(hashlib.sha256(b"secret").digest(), [(XORB, 6, 0, 1)]))
-    assert (status, "not here any more" in said) == (400, True)
+    status, body = sender.post("/v1/shards", shard(hashlib.sha256(b"secret").digest(), [(XORB, 6, 0, 1)]))
+    assert (status, "not here any more" in body) == (400, True)
 
 
 def test_a_tenant_ends_no_epoch_but_that_of_a_repository_of_its_own(hub: Running, hf: Any, sender: Sender) -> None:

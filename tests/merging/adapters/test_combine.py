@@ -47,36 +47,36 @@ def test_svd_is_as_close_as_any_matrix_of_its_rank(ranks: list[int], keep: int, 
 
 
 def test_the_same_adapter_twice_needs_no_more_rank() -> None:
-    one = adapter(q=low_rank(4))
-    result, report = combine([one, one], [0.25, 0.75], method="linear")
+    same_adapter = adapter(q=low_rank(4))
+    result, report = combine([same_adapter, same_adapter], [0.25, 0.75], method="linear")
     assert result.deltas["q"].r == 4
     assert report.error < 1e-6
     assert report.modules["q"].cosines[0][1] == pytest.approx(1)
 
 
 def test_an_adapter_minus_itself_is_nothing() -> None:
-    one = adapter(q=low_rank(4))
+    same_adapter = adapter(q=low_rank(4))
     for method in [name for name, method in METHODS.items() if method.sums and method.count[1] > 1]:
-        result, _ = combine([one, one], [1, -1], method=method)
+        result, _ = combine([same_adapter, same_adapter], [1, -1], method=method)
         assert np.abs(dense(result.deltas["q"])).max() < 1e-5
 
 
 def test_modules_that_come_out_as_zero_are_reported() -> None:
-    first, other = low_rank(4), low_rank(4, alpha=-3.0)
-    _, report = combine([adapter(q=first, k=first), adapter(q=other, k=first)], [1, 1], method="model_stock")
+    first, opposite = low_rank(4), low_rank(4, alpha=-3.0)
+    _, report = combine([adapter(q=first, k=first), adapter(q=opposite, k=first)], [1, 1], method="model_stock")
     assert report.notes == ("1 of 2 modules became zero, for example q",)
 
 
 def test_notes_on_the_adapters_appear_once_in_the_merge() -> None:
-    first, other = (dataclasses.replace(adapter(q=low_rank(4, seed=seed)), notes=("is odd",)) for seed in (0, 1))
-    _, report = combine([first, other], [1, 1], method="linear")
+    first, second = (dataclasses.replace(adapter(q=low_rank(4, seed=seed)), notes=("is odd",)) for seed in (0, 1))
+    _, report = combine([first, second], [1, 1], method="linear")
     assert report.notes == ("is odd",)
 
 
 def test_karcher_takes_the_mean_length_over_adapters_that_lack_the_module_too() -> None:
-    one = low_rank(4)
-    result, _ = combine([adapter(q=one), adapter(k=one)], [1, 3], method="karcher")
-    np.testing.assert_allclose(dense(result.deltas["q"]), dense(one) / 4, atol=1e-6)
+    shared = low_rank(4)
+    result, _ = combine([adapter(q=shared), adapter(k=shared)], [1, 3], method="karcher")
+    np.testing.assert_allclose(dense(result.deltas["q"]), dense(shared) / 4, atol=1e-6)
 
 
 def test_modules_that_one_adapter_lacks_keep_the_other(tmp_path: Any) -> None:
@@ -101,7 +101,7 @@ VECTOR = np.ones(12, np.float32)
 
 
 @pytest.mark.parametrize(
-    ("other", "arguments", "says"),
+    ("second", "arguments", "says"),
     [
         (adapter(q=low_rank(2, magnitude=VECTOR)), {}, "q: DoRA rescales"),
         (adapter(q=low_rank(2, bias=VECTOR)), {"method": "ties"}, "q: has a bias (lora_bias), which ties does not merge"),
@@ -131,15 +131,15 @@ VECTOR = np.ones(12, np.float32)
         (PLAIN, {"weights": [1.0, float("inf")]}, "inf is not a finite number"),
     ],
 )
-def test_refused(other: Adapter, arguments: dict[str, Any], says: str) -> None:
+def test_refused(second: Adapter, arguments: dict[str, Any], says: str) -> None:
     keywords = {"method": "svd", "weights": [1.0, 1.0], **arguments}
     with pytest.raises(AdapterhubError) as caught:
-        combine([PLAIN, other], keywords.pop("weights"), **keywords)
+        combine([PLAIN, second], keywords.pop("weights"), **keywords)
     assert says in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "says"),
+    ("first_fields", "second_fields", "says"),
     [
         ({"meta": Meta("b", revision="1")}, {"meta": Meta("b", revision="2")}, "trained on different revisions of it: 1, 2"),
         ({"replaced": {"h": VECTOR}}, {"replaced": {"h": VECTOR[:5]}}, "h: the adapters replace it by tensors of different"),
@@ -151,10 +151,14 @@ def test_refused(other: Adapter, arguments: dict[str, Any], says: str) -> None:
         ),
     ],
 )
-def test_two_adapters_that_do_not_agree_are_refused(one: dict[str, Any], other: dict[str, Any], says: str) -> None:
+def test_two_adapters_that_do_not_agree_are_refused(
+    first_fields: dict[str, Any], second_fields: dict[str, Any], says: str
+) -> None:
     weights = [3.0, -2.0] if "over" in says else [0.5, 0.5]
     with pytest.raises(AdapterhubError) as caught:
-        combine([dataclasses.replace(PLAIN, **one), dataclasses.replace(PLAIN, **other)], weights, method="cat")
+        combine(
+            [dataclasses.replace(PLAIN, **first_fields), dataclasses.replace(PLAIN, **second_fields)], weights, method="cat"
+        )
     assert says in str(caught.value)
 
 

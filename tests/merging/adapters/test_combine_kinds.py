@@ -58,11 +58,13 @@ def whole(delta: Any) -> Any:
 @pytest.mark.parametrize("make", [stack, conv, table])
 @pytest.mark.parametrize("method", SUMS)
 def test_experts_convolutions_and_tables_are_summed(make: Any, method: str) -> None:
-    one, two = make(2, 0), make(2, 1)
-    result, report = combine([adapter(q=one), adapter(q=two)], [0.7, -0.4], method=method, rank=None if method != "svd" else 4)
-    assert result.deltas["q"].shape == one.shape
-    assert type(result.deltas["q"]) is type(one)
-    np.testing.assert_allclose(whole(result.deltas["q"]), 0.7 * whole(one) - 0.4 * whole(two), atol=1e-5)
+    first, second = make(2, 0), make(2, 1)
+    result, report = combine(
+        [adapter(q=first), adapter(q=second)], [0.7, -0.4], method=method, rank=None if method != "svd" else 4
+    )
+    assert result.deltas["q"].shape == first.shape
+    assert type(result.deltas["q"]) is type(first)
+    np.testing.assert_allclose(whole(result.deltas["q"]), 0.7 * whole(first) - 0.4 * whole(second), atol=1e-5)
     assert report.error < 1e-6
 
 
@@ -77,19 +79,19 @@ def test_every_method_takes_experts_convolutions_and_tables(make: Any, method: s
 
 
 def test_the_experts_of_a_stack_are_merged_each_for_itself() -> None:
-    one, two = stack(2, 0), stack(3, 1)
-    result, _ = combine([adapter(q=one), adapter(q=two)], [1, 1], method="iso_c")
-    for expert, found in enumerate(dense(result.deltas["q"])):
-        u, s, vt = np.linalg.svd(dense(one)[expert] + dense(two)[expert])
-        np.testing.assert_allclose(found, s[:5].mean() * u[:, :5] @ vt[:5], atol=1e-5)
+    first, second = stack(2, 0), stack(3, 1)
+    result, _ = combine([adapter(q=first), adapter(q=second)], [1, 1], method="iso_c")
+    for expert, expert_delta in enumerate(dense(result.deltas["q"])):
+        u, s, vt = np.linalg.svd(dense(first)[expert] + dense(second)[expert])
+        np.testing.assert_allclose(expert_delta, s[:5].mean() * u[:, :5] @ vt[:5], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_dtypes_may_differ(dtype: Any) -> None:
-    one, two = low_rank(2), low_rank(3, seed=1)
-    other = dataclasses.replace(two, lora_A=two.lora_A.astype(dtype))
-    result, _ = combine([adapter(q=one), adapter(q=other)], [1, 1], method="linear")
-    np.testing.assert_allclose(dense(result.deltas["q"]), dense(one) + dense(other), atol=1e-5)
+    first, second = low_rank(2), low_rank(3, seed=1)
+    converted = dataclasses.replace(second, lora_A=second.lora_A.astype(dtype))
+    result, _ = combine([adapter(q=first), adapter(q=converted)], [1, 1], method="linear")
+    np.testing.assert_allclose(dense(result.deltas["q"]), dense(first) + dense(converted), atol=1e-5)
 
 
 def test_what_is_a_pair_in_disguise_is_merged_as_the_pair() -> None:
@@ -125,12 +127,12 @@ OTHERS: dict[str, tuple[Adapter, str]] = {
 @pytest.mark.parametrize("kind", OTHERS)
 @pytest.mark.parametrize("method", TWO)
 def test_what_cannot_be_merged_is_refused_by_name(method: str, kind: str) -> None:
-    other, says = OTHERS[kind]
+    incompatible, says = OTHERS[kind]
     if METHODS[method].sums and kind == "bias":
-        combine([PLAIN, other], [1, 1], method=method)
+        combine([PLAIN, incompatible], [1, 1], method=method)
         return
     with pytest.raises(AdapterhubError) as caught:
-        combine([PLAIN, other], [1, 1] if kind not in ("modules_to_save", "rows") else [0.5, 0.5], method=method)
+        combine([PLAIN, incompatible], [1, 1] if kind not in ("modules_to_save", "rows") else [0.5, 0.5], method=method)
     if METHODS[method].weights == "none" and kind in ("modules_to_save", "rows"):
         assert "takes no weights" in str(caught.value)
     elif METHODS[method].sums and kind in ("modules_to_save", "rows"):
@@ -141,9 +143,9 @@ def test_what_cannot_be_merged_is_refused_by_name(method: str, kind: str) -> Non
 
 @pytest.mark.parametrize("method", [name for name in TWO if not METHODS[name].on_factors])
 def test_ranks_scales_and_targets_may_differ(method: str) -> None:
-    one = adapter(q=low_rank(2, alpha=1.0), k=low_rank(3))
-    two = adapter(q=low_rank(5, seed=1, rslora=True), v=low_rank(1, seed=2))
-    result, report = combine([one, two], [1, 1], method=method)
+    first = adapter(q=low_rank(2, alpha=1.0), k=low_rank(3))
+    second = adapter(q=low_rank(5, seed=1, rslora=True), v=low_rank(1, seed=2))
+    result, report = combine([first, second], [1, 1], method=method)
     assert set(result.deltas) == {"q", "k", "v"}
     assert report.modules["q"].ranks == (2, 5)
     alone, _ = combine([adapter(k=low_rank(3))], [1], method=method) if METHODS[method].count[0] == 1 else (None, None)
@@ -187,7 +189,7 @@ BESIDE = dataclasses.replace(
 
 
 @pytest.mark.parametrize(
-    "one",
+    "merge_input",
     [
         Adapter({"model.layers.0.mlp.experts.down_proj": stack(2, 0)}, meta=Meta(base_model="b")),
         adapter(conv=conv(2, 0)),
@@ -196,12 +198,12 @@ BESIDE = dataclasses.replace(
     ],
     ids=["experts", "convolution", "table", "beside"],
 )
-def test_what_comes_out_is_written_and_read_as_it_is(tmp_path: Path, one: Adapter) -> None:
-    result, _ = combine([one, one], [0.5, 0.5], method="linear")
+def test_what_comes_out_is_written_and_read_as_it_is(tmp_path: Path, merge_input: Adapter) -> None:
+    result, _ = combine([merge_input, merge_input], [0.5, 0.5], method="linear")
     peft.write(result, tmp_path)
-    found = peft.read(tmp_path)
-    assert found.parameters == result.parameters
-    for (name, tensor), (other, wanted) in zip(found.tensors(), result.tensors(), strict=True):
-        assert (name, tensor.tobytes()) == (other, wanted.tobytes())
+    read_back = peft.read(tmp_path)
+    assert read_back.parameters == result.parameters
+    for (name, tensor), (expected_name, expected_tensor) in zip(read_back.tensors(), result.tensors(), strict=True):
+        assert (name, tensor.tobytes()) == (expected_name, expected_tensor.tobytes())
     for target, delta in result.deltas.items():
-        assert found.deltas[target].scaling == delta.scaling == 1
+        assert read_back.deltas[target].scaling == delta.scaling == 1

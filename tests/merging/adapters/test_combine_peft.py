@@ -35,9 +35,9 @@ def test_peft_computes_the_sum_with_the_result(torch: Any, llama: Any, trained: 
     from transformers import AutoModelForCausalLM
 
     base = llama("float32")
-    one = trained(base, name="a", r=4, target_modules=["q_proj", "up_proj"], use_rslora=True)
-    two = trained(base, name="b", r=3, target_modules=["q_proj", "lm_head"], alpha_pattern={"q_proj": 5})
-    result, _ = combine([peft.read(one), peft.read(two)], [0.5, -2.0], method=method)
+    first = trained(base, name="a", r=4, target_modules=["q_proj", "up_proj"], use_rslora=True)
+    second = trained(base, name="b", r=3, target_modules=["q_proj", "lm_head"], alpha_pattern={"q_proj": 5})
+    result, _ = combine([peft.read(first), peft.read(second)], [0.5, -2.0], method=method)
     (tmp_path / "c").mkdir()
     peft.write(result, tmp_path / "c")
 
@@ -46,6 +46,6 @@ def test_peft_computes_the_sum_with_the_result(torch: Any, llama: Any, trained: 
         return model.get_submodule(f"base_model.model.{target}").get_delta_weight("default").detach()
 
     q = "model.layers.1.self_attn.q_proj"
-    expected = 0.5 * delta(one, q) - 2 * delta(two, q)
+    expected = 0.5 * delta(first, q) - 2 * delta(second, q)
     assert (delta(tmp_path / "c", q) - expected).abs().max() < 1e-6 * expected.abs().max() + 1e-7
-    assert (delta(tmp_path / "c", "lm_head") + 2 * delta(two, "lm_head")).abs().max() < 1e-6
+    assert (delta(tmp_path / "c", "lm_head") + 2 * delta(second, "lm_head")).abs().max() < 1e-6

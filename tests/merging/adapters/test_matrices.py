@@ -10,20 +10,20 @@ from tests.merging.adapters.test_truncation import diagonal, spectra_of
 
 
 def test_the_rank_of_a_stack_is_the_least_that_keeps_a_share_of_the_energy_of_all() -> None:
-    found = spectra_of(diagonal(4, 3, 4, 3), diagonal(4, 3, 3))
-    assert (found.rank, found.energy) == (2, pytest.approx(34))
-    assert [found.rank_for(share) for share in (0.0, 25 / 34, 25.001 / 34, 1.0)] == [1, 1, 2, 2]
-    np.testing.assert_allclose(found.cumulative_energy(), [0, 25, 34])
-    part = ModuleSpectra(found.parts, 40)  # 6 of it in singular values that were not computed
+    spectra = spectra_of(diagonal(4, 3, 4, 3), diagonal(4, 3, 3))
+    assert (spectra.rank, spectra.energy) == (2, pytest.approx(34))
+    assert [spectra.rank_for(share) for share in (0.0, 25 / 34, 25.001 / 34, 1.0)] == [1, 1, 2, 2]
+    np.testing.assert_allclose(spectra.cumulative_energy(), [0, 25, 34])
+    part = ModuleSpectra(spectra.parts, 40)  # 6 of it in singular values that were not computed
     assert [part.rank_for(share) for share in (34 / 40, 0.9)] == [2, None]
 
 
 def test_a_stack_is_truncated_to_one_rank_with_zeros_where_a_matrix_has_less() -> None:
-    found = spectra_of(diagonal(4, 3, 4, 3), diagonal(4, 3, 3))
-    for rank, wanted in [(1, [(4,), (3,)]), (2, [(4, 3), (3,)]), (3, [(4, 3), (3,)])]:
-        factors = found.truncate(rank)
+    spectra = spectra_of(diagonal(4, 3, 4, 3), diagonal(4, 3, 3))
+    for rank, expected_factors in [(1, [(4,), (3,)]), (2, [(4, 3), (3,)]), (3, [(4, 3), (3,)])]:
+        factors = spectra.truncate(rank)
         assert {(factor.left.shape, factor.right.shape) for factor in factors} == {((4, rank), (rank, 3))}
-        for factor, values in zip(factors, wanted, strict=True):
+        for factor, values in zip(factors, expected_factors, strict=True):
             exact = diagonal(4, 3, *values)
             np.testing.assert_allclose(factor.left @ factor.right, exact.left @ exact.right, atol=1e-12)
 

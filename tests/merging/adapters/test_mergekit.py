@@ -66,7 +66,7 @@ class Case:
     ours: str
     weights: tuple[float, ...] | None = POSITIVE
     settings: Mapping[str, Any] = field(default_factory=dict)
-    each: Mapping[str, float] = field(default_factory=dict)
+    per_adapter: Mapping[str, float] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     count: int = 3
     zero: bool = False
@@ -78,17 +78,19 @@ class Case:
 CASES = {
     "task_arithmetic": Case("task_arithmetic", "linear", MIXED),
     "linear": Case("linear", "linear", settings={"normalize": False}, zero=True, without=True),
-    "ties": Case("ties", "ties", settings={"lambda": 1.5}, each={"density": 0.3}, parameters={"density": 0.3, "lambda": 1.5}),
-    "ties-whole": Case("ties", "ties", each={"density": 1.0}, parameters={"density": 1.0}),
+    "ties": Case(
+        "ties", "ties", settings={"lambda": 1.5}, per_adapter={"density": 0.3}, parameters={"density": 0.3, "lambda": 1.5}
+    ),
+    "ties-whole": Case("ties", "ties", per_adapter={"density": 1.0}, parameters={"density": 1.0}),
     "breadcrumbs": Case(
         "breadcrumbs", "breadcrumbs", MIXED, {"lambda": 1.5}, {"density": 0.6, "gamma": 0.1},
         {"density": 0.6, "gamma": 0.1, "lambda": 1.5},
     ),
-    "dare_linear": Case("dare_linear", "dare_linear", MIXED, each={"density": 1.0}, parameters={"density": 1.0}),
+    "dare_linear": Case("dare_linear", "dare_linear", MIXED, per_adapter={"density": 1.0}, parameters={"density": 1.0}),
     "dare_ties": Case(
-        "dare_ties", "dare_ties", settings={"normalize": True}, each={"density": 1.0}, parameters={"density": 1.0}
+        "dare_ties", "dare_ties", settings={"normalize": True}, per_adapter={"density": 1.0}, parameters={"density": 1.0}
     ),
-    "della": Case("della", "della", each={"density": 1.0, "epsilon": 0.0}, parameters={"density": 1.0, "epsilon": 0.0}),
+    "della": Case("della", "della", per_adapter={"density": 1.0, "epsilon": 0.0}, parameters={"density": 1.0, "epsilon": 0.0}),
     "sce": Case("sce", "sce", None, {"select_topk": 0.4}, parameters={"density": 0.4}),
     "slerp": Case("slerp", "slerp", None, {"t": 0.3}, parameters={"t": 0.3}, count=2, zero=True, only=SHARED),
     "nuslerp": Case("nuslerp", "nuslerp", POSITIVE[:2], count=2, only=SHARED),
@@ -115,10 +117,12 @@ def config(case: Case, folder: Path) -> dict[str, Any]:
     base = str(folder / ("zero" if case.zero else "base"))
     adapted = [{"model": {"path": base}, "lora": {"path": str(folder / name)}} for name in "abc"[: case.count]]
     weights = [{"weight": weight} for weight in case.weights] if case.weights else [{}] * case.count
-    said = [{"model": one, "parameters": {**case.each, **weight}} for one, weight in zip(adapted, weights, strict=True)]
+    models = [
+        {"model": model, "parameters": {**case.per_adapter, **weight}} for model, weight in zip(adapted, weights, strict=True)
+    ]
     first: Any = adapted[0] if case.theirs == "slerp" else base
     return {
-        "merge_method": case.theirs, "models": said, "dtype": "float32", "parameters": dict(case.settings),
+        "merge_method": case.theirs, "models": models, "dtype": "float32", "parameters": dict(case.settings),
         **({} if case.without else {"base_model": first}),
     }  # fmt: skip
 
@@ -144,9 +148,11 @@ def trained(path: Path, modules: tuple[str, ...], seed: int, **settings: Any) ->
         shapes |= {f"{name}.lora_A.weight": (settings["r"], into), f"{name}.lora_B.weight": (out, settings["r"])}
 
     def numbers(name: str, array: np.ndarray) -> np.ndarray:
-        common, own = np.random.default_rng(len(name)), np.random.default_rng([seed, len(name)])
+        common, own_noise = np.random.default_rng(len(name)), np.random.default_rng([seed, len(name)])
         rows = common.normal(size=(5, max(array.shape)))[: settings["r"]]
-        mixed: np.ndarray = (0.2 * ((rows if ".lora_A" in name else rows.T) + own.normal(size=array.shape))).astype(np.float32)
+        mixed: np.ndarray = (0.2 * ((rows if ".lora_A" in name else rows.T) + own_noise.normal(size=array.shape))).astype(
+            np.float32
+        )
         return mixed
 
     adapter(path, shapes, numbers, task_type="CAUSAL_LM", **settings)
@@ -156,19 +162,19 @@ def trained(path: Path, modules: tuple[str, ...], seed: int, **settings: Any) ->
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bases, adapters, and in `theirs/` what mergekit made of every case; made in one process."""
     if os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
-        mergekit_env.made()
-    python = mergekit_env.found()
+        mergekit_env.create()
+    python = mergekit_env.installed_python()
     if python is None:
         missing("mergekit", install="python -m tests.support.mergekit_env")
-    found = tmp_path_factory.mktemp("mergekit")
-    base(found / "base", 0.1)
-    base(found / "zero", 0.0)
+    root = tmp_path_factory.mktemp("mergekit")
+    base(root / "base", 0.1)
+    base(root / "zero", 0.0)
     for seed, (name, (modules, settings)) in enumerate(ADAPTERS.items()):
-        trained(found / name, modules, seed, **settings)
+        trained(root / name, modules, seed, **settings)
     cases = {**CASES, **{f"masked-{name}": case for name, case in MASKED.items()}}
-    jobs = [{"out": str(found / "theirs" / name), "config": config(case, found)} for name, case in cases.items()]
+    jobs = [{"out": str(root / "theirs" / name), "config": config(case, root)} for name, case in cases.items()]
     mergekit_env.merge(python, jobs)
-    return found
+    return root
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
@@ -182,13 +188,13 @@ def adapters(folder: Path, count: int = 3) -> list[Adapter]:
 
 def assert_same(ours: Path, theirs: Path, start: Path, near: float, only: tuple[str, ...] = ()) -> None:
     """The tensors are the same up to `near` of the largest change, and some are changed."""
-    own, wanted, before = read(ours), read(theirs), read(start)
-    assert own.keys() == wanted.keys()
-    names = [name for name in own if not only or name.removesuffix(".weight").endswith(only)]
-    largest = max(np.abs(wanted[name] - before[name]).max() for name in names)
+    our_tensors, their_tensors, before = read(ours), read(theirs), read(start)
+    assert our_tensors.keys() == their_tensors.keys()
+    names = [name for name in our_tensors if not only or name.removesuffix(".weight").endswith(only)]
+    largest = max(np.abs(their_tensors[name] - before[name]).max() for name in names)
     assert largest > 0.1
     for name in names:
-        np.testing.assert_allclose(own[name], wanted[name], rtol=0, atol=near * largest, err_msg=name)
+        np.testing.assert_allclose(our_tensors[name], their_tensors[name], rtol=0, atol=near * largest, err_msg=name)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -207,9 +213,9 @@ def test_adapters_into_a_base_by_a_method_are_the_model_that_mergekit_makes(fold
     case = CASES[name]
     start = folder / ("zero" if case.zero else "base")
     weights = case.weights or (1.0,) * case.count
-    found = adapters(folder, case.count)
-    joined = join(found, weights, method=case.ours, parameters=case.parameters)
-    prepare_merge(list(zip(found, weights, strict=True)), start, join=joined).write(tmp_path / "ours")
+    inputs = adapters(folder, case.count)
+    joined = join(inputs, weights, method=case.ours, parameters=case.parameters)
+    prepare_merge(list(zip(inputs, weights, strict=True)), start, join=joined).write(tmp_path / "ours")
     assert_same(tmp_path / "ours", folder / "theirs" / name, start, case.near, case.only)
 
 
@@ -220,26 +226,26 @@ def test_adapters_into_a_base_are_mergekits_task_arithmetic(folder: Path, tmp_pa
 
 def masks(folder: Path, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of every module that a changes: its delta, and what mergekit left of it."""
-    left, before = read(folder / "theirs" / f"masked-{name}"), read(folder / "base")
-    [one] = adapters(folder, 1)
-    found = []
-    for target, delta in one.deltas.items():
+    masked, before = read(folder / "theirs" / f"masked-{name}"), read(folder / "base")
+    [lora] = adapters(folder, 1)
+    pairs = []
+    for target, delta in lora.deltas.items():
         assert hasattr(delta, "lora_B")
         whole = (delta.scaling * delta.lora_B @ delta.lora_A).astype(np.float32)
-        found.append((whole, left[f"{target}.weight"] - before[f"{target}.weight"]))
-    return found
+        pairs.append((whole, masked[f"{target}.weight"] - before[f"{target}.weight"]))
+    return pairs
 
 
 @pytest.mark.parametrize("name", MASKED)
 def test_elements_are_dropped_or_left_whole_before_they_are_scaled_up(folder: Path, name: str) -> None:
-    for whole, left in masks(folder, name):
-        np.testing.assert_allclose(left, np.where(left == 0, 0, whole), atol=1e-6)
-        assert 0.5 < np.mean(left != 0) < 0.7
+    for whole, pruned in masks(folder, name):
+        np.testing.assert_allclose(pruned, np.where(pruned == 0, 0, whole), atol=1e-6)
+        assert 0.5 < np.mean(pruned != 0) < 0.7
 
 
 def test_della_keeps_elements_as_often_as_their_place_in_the_row_implies(folder: Path) -> None:
-    likely = [(keep_probabilities(whole, 0.6, 0.3), left != 0) for whole, left in masks(folder, "della")]
-    probabilities, kept = (np.concatenate([part.ravel() for part in parts]) for parts in zip(*likely, strict=True))
+    likely = [(keep_probabilities(whole, 0.6, 0.3), pruned != 0) for whole, pruned in masks(folder, "della")]
+    probabilities, is_kept = (np.concatenate([part.ravel() for part in parts]) for parts in zip(*likely, strict=True))
     for low, high in ((0.3, 0.45), (0.45, 0.6), (0.6, 0.75), (0.75, 0.9)):
-        those = (probabilities >= low) & (probabilities < high)
-        assert abs(kept[those].mean() - probabilities[those].mean()) < 3 * (0.25 / those.sum()) ** 0.5
+        in_range = (probabilities >= low) & (probabilities < high)
+        assert abs(is_kept[in_range].mean() - probabilities[in_range].mean()) < 3 * (0.25 / in_range.sum()) ** 0.5

@@ -23,8 +23,8 @@ def test_the_size_of_tiles_is_no_matter(method: str, monkeypatch: pytest.MonkeyP
     if not METHODS[method].random:
         close(merged(deltas, [1, 1], method, rank=40, **parameters), whole, 1e-5)
     else:  # the masks are drawn for each tile, so they are others; the share that is kept is the same
-        other = merged(deltas, [1, 1], method, rank=40, **parameters)
-        assert np.count_nonzero(np.abs(other) > 1e-4) == pytest.approx(np.count_nonzero(np.abs(whole) > 1e-4), rel=0.1)
+        tiled = merged(deltas, [1, 1], method, rank=40, **parameters)
+        assert np.count_nonzero(np.abs(tiled) > 1e-4) == pytest.approx(np.count_nonzero(np.abs(whole) > 1e-4), rel=0.1)
 
 
 @pytest.mark.parametrize("counts", [[1], [57, 3], [0, 4000], [2000]])
@@ -33,9 +33,9 @@ def test_the_magnitude_that_so_many_elements_reach_is_exact(counts: list[int]) -
     array = (rng.normal(size=(80, 50)) * 10.0 ** rng.integers(-8, 8, (80, 50))).astype(np.float32)
     array[:10] = 0
     array[10:13] = 1.5
-    found = dense_tiles.magnitude_thresholds(dense_tiles.TiledMatrix(array.shape, array.__getitem__), counts)
+    thresholds = dense_tiles.magnitude_thresholds(dense_tiles.TiledMatrix(array.shape, array.__getitem__), counts)
     order = np.sort(np.abs(array), axis=None)[::-1]
-    assert found == [float(order[count - 1]) if count else math.inf for count in counts]
+    assert thresholds == [float(order[count - 1]) if count else math.inf for count in counts]
 
 
 @pytest.mark.parametrize("rank", [1, 6, 40])
@@ -43,16 +43,18 @@ def test_a_sketch_is_as_good_as_the_decomposition_of_the_whole(rank: int) -> Non
     rng = np.random.default_rng(4)
     array = rng.normal(size=(120, 70)).astype(np.float32)
     matrix = dense_tiles.TiledMatrix(array.shape, array.__getitem__)
-    found = dense_tiles.sketch(matrix, rank, rng).truncate(rank)
+    truncated = dense_tiles.sketch(matrix, rank, rng).truncate(rank)
     values = np.linalg.svd(array.astype(np.float64), compute_uv=False)
     best = math.sqrt(float(np.sum(values[rank:] ** 2)))
-    error = float(np.linalg.norm(array - found.left @ found.right))
+    error = float(np.linalg.norm(array - truncated.left @ truncated.right))
     assert best * (1 - 1e-5) <= error <= 1.03 * best  # of noise, whose singular values fall as slowly as can be
-    assert dense_tiles.residual(matrix, found) == pytest.approx(error, rel=1e-5)
+    assert dense_tiles.residual(matrix, truncated) == pytest.approx(error, rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4), (900, 16, 700), (64, 4000, 26), (4000, 64, 26), (300, 300, 300), (1, 9000, 900)])
 def test_a_product_in_pieces_is_the_product(shape: tuple[int, int, int]) -> None:
     rng = np.random.default_rng(5)
-    one, two = rng.normal(size=shape[:2]).astype(np.float32), rng.normal(size=shape[1:]).astype(np.float32)
-    close(dense_tiles.product(one, two), one.astype(np.float64) @ two.astype(np.float64), 1e-4)
+    left_factor, right_factor = rng.normal(size=shape[:2]).astype(np.float32), rng.normal(size=shape[1:]).astype(np.float32)
+    close(
+        dense_tiles.product(left_factor, right_factor), left_factor.astype(np.float64) @ right_factor.astype(np.float64), 1e-4
+    )

@@ -66,10 +66,10 @@ def test_the_ends_of_its_range_are_a_cut(cut: dict[str, Any]) -> None:
 
 
 def test_the_loss_is_the_share_of_the_energy_beyond_the_rank() -> None:
-    found = spectra_of(diagonal(4, 3, 4, 3))
-    assert [lost_share(found, rank) for rank in (1, 2, 9)] == [pytest.approx(9 / 25), 0, 0]
-    assert lost_share(ModuleSpectra(found.parts, 100), 2) == pytest.approx(0.75)
-    assert [lost_share(ModuleSpectra(found.parts, energy), 1) for energy in (0.0, float("inf"), 15.999999)] == [0, 0, 0]
+    spectra = spectra_of(diagonal(4, 3, 4, 3))
+    assert [lost_share(spectra, rank) for rank in (1, 2, 9)] == [pytest.approx(9 / 25), 0, 0]
+    assert lost_share(ModuleSpectra(spectra.parts, 100), 2) == pytest.approx(0.75)
+    assert [lost_share(ModuleSpectra(spectra.parts, energy), 1) for energy in (0.0, float("inf"), 15.999999)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_as_many_singular_values_are_computed_as_the_cut_can_need() -> None:
     true = np.linalg.svd(matrix, compute_uv=False)
     cuts: list[tuple[dict[str, Any], int]] = [({}, 3), ({"rank": 4}, 4), ({"budget": 9999}, 5), ({"energy": 1e-3}, 5)]
     for cut, count in cuts:
-        found = spectra_of(tiled(matrix), ranks=(2, 3), **cut)
-        np.testing.assert_allclose(found.parts[0].s, true[:count], rtol=1e-5)
-        assert found.energy == pytest.approx(np.sum(true**2), rel=1e-6)
+        spectra = spectra_of(tiled(matrix), ranks=(2, 3), **cut)
+        np.testing.assert_allclose(spectra.parts[0].s, true[:count], rtol=1e-5)
+        assert spectra.energy == pytest.approx(np.sum(true**2), rel=1e-6)
 
 
 @pytest.mark.parametrize(("energy", "rank"), [(0.09, 2), (0.89, 18), (1.0, 20)])
@@ -107,9 +107,9 @@ def test_more_singular_values_are_computed_until_they_keep_the_share(energy: flo
 
 
 def test_all_singular_values_keep_all_of_the_energy_up_to_rounding() -> None:
-    one = 1 + 5 * 2.0**-14  # its square is less than that in float32, of which the energy is the sum
-    found = spectra_of(tiled(one * np.eye(30, 20)), energy=1.0)
-    assert (found.rank_for(1.0), found.energy) == (20, pytest.approx(20 * one**2, rel=1e-12))
+    value = 1 + 5 * 2.0**-14  # its square is less than that in float32, of which the energy is the sum
+    spectra = spectra_of(tiled(value * np.eye(30, 20)), energy=1.0)
+    assert (spectra.rank_for(1.0), spectra.energy) == (20, pytest.approx(20 * value**2, rel=1e-12))
 
 
 # ---- merges
@@ -125,8 +125,8 @@ def test_an_energy_is_kept_by_the_least_ranks_that_can(energy: float, seed: int)
     module = report.modules["q"]
     assert module.rank == min(8, int(np.searchsorted(shares, energy - 1e-9)) + 1)
     assert module.lost == pytest.approx(1 - shares[module.rank - 1], abs=1e-9)
-    found = dense(result.deltas["q"])
-    assert np.sum(found**2) / squares.sum() + module.lost == pytest.approx(1, abs=1e-6)
+    merged_delta = dense(result.deltas["q"])
+    assert np.sum(merged_delta**2) / squares.sum() + module.lost == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", CUTTING)
@@ -135,11 +135,11 @@ def test_what_is_lost_and_the_error_are_the_true_ones(method: str) -> None:
     full, exact = combine(adapters, [1, 1], method=method, rank=16)
     cut, report = combine(adapters, [1, 1], method=method, rank=2)
     for target, module in report.modules.items():
-        wanted, found = dense(full.deltas[target]), dense(cut.deltas[target])
-        if not wanted.any():  # model_stock, of adapters that point apart
+        full_delta, cut_delta = dense(full.deltas[target]), dense(cut.deltas[target])
+        if not full_delta.any():  # model_stock, of adapters that point apart
             assert (module.error, module.lost) == (0, 0)
             continue
-        error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        error = np.linalg.norm(cut_delta - full_delta) / np.linalg.norm(full_delta)
         assert exact.modules[target].error < 1e-5
         assert module.error == pytest.approx(error, rel=1e-3, abs=1e-6)
         assert module.lost == pytest.approx(error**2, rel=1e-2, abs=1e-6)
@@ -166,19 +166,19 @@ def test_a_budget_is_spent_where_it_keeps_most(share: float, scale: float) -> No
     assert spent <= budget
     energies = {name: np.linalg.svd(dense(delta), compute_uv=False) ** 2 for name, delta in (("q", q), ("k", k))}
 
-    def kept(ranks: dict[str, int]) -> float:
+    def retained_energy(ranks: dict[str, int]) -> float:
         return float(sum(energies[name][:rank].sum() for name, rank in ranks.items()))
 
-    found = kept({name: module.rank for name, module in report.modules.items()})
+    energy_retained = retained_energy({name: module.rank for name, module in report.modules.items()})
     fits = [
         ranks
         for a, b in itertools.product(range(1, 4), repeat=2)
         if costs["q"] * (ranks := {"q": a, "k": b})["q"] + costs["k"] * b <= budget
     ]
-    best = max(map(kept, fits))
-    assert found >= best - max(energies["q"].max(), energies["k"].max())  # greedy: at most one rank short of the best
+    best = max(map(retained_energy, fits))
+    assert energy_retained >= best - max(energies["q"].max(), energies["k"].max())  # greedy: at most one rank short of the best
     if share >= 1:
-        assert found == pytest.approx(best)
+        assert energy_retained == pytest.approx(best)
 
 
 @pytest.mark.parametrize("method", CUTTING)
@@ -220,9 +220,9 @@ def test_what_cannot_be_asked_for_is_a_usage_error(arguments: dict[str, Any], sa
 
 
 def test_zero_is_merged_by_every_method() -> None:
-    nothing = adapter(q=low_rank(2, alpha=0.0))
+    zero = adapter(q=low_rank(2, alpha=0.0))
     for method in CUTTING:
-        result, report = combine([nothing, nothing], [1, 1], method=method)
+        result, report = combine([zero, zero], [1, 1], method=method)
         assert not dense(result.deltas["q"]).any(), method
         assert (report.error, report.modules["q"].lost) == (0, 0)
 
@@ -230,18 +230,18 @@ def test_zero_is_merged_by_every_method() -> None:
 @pytest.mark.parametrize("alpha", [1e300, 1e200, 1e39, 1e20, 1e10, 1e-10, 1e-30, 1e-300])
 @pytest.mark.parametrize("method", CUTTING)
 def test_numbers_of_any_size_are_merged_or_refused(method: str, alpha: float) -> None:
-    one, two = low_rank(3, alpha=alpha), low_rank(3, seed=1, alpha=alpha)
+    first, second = low_rank(3, alpha=alpha), low_rank(3, seed=1, alpha=alpha)
     if alpha > 1e36 or (METHODS[method].dense and not 1e-14 < alpha < 1e13):
         with pytest.raises(RefusedError, match="over the largest float32|too far from 1"):
-            combine([adapter(q=one), adapter(q=two)], [1, 1], method=method, rank=12)
+            combine([adapter(q=first), adapter(q=second)], [1, 1], method=method, rank=12)
         return
-    result, report = combine([adapter(q=one), adapter(q=two)], [1, 1], method=method, rank=12)
-    found = dense(result.deltas["q"])
+    result, report = combine([adapter(q=first), adapter(q=second)], [1, 1], method=method, rank=12)
+    merged_delta = dense(result.deltas["q"])
     usual, _ = combine([adapter(q=low_rank(3)), adapter(q=low_rank(3, seed=1))], [1, 1], method=method, rank=12)
     expected = dense(usual.deltas["q"]) * (alpha / 3)
     assert report.error < 1e-5 or alpha < 1e-30
     if alpha > 1e-30:
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(merged_delta, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("m", "n"), [(12, 9), (700, 500), (2000, 40), (40, 2000)])

@@ -72,7 +72,7 @@ TEXT = (
 )
 
 
-def of_bytes(split: byte_level.Split, **more: Any) -> dict[str, Any]:
+def of_bytes(split: byte_level.Split, **fields: Any) -> dict[str, Any]:
     """A tokenizer.json of 400 tokens, learned from the text, that splits by these rules."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -90,4 +90,4 @@ def of_bytes(split: byte_level.Split, **more: Any) -> dict[str, Any]:
         [TEXT] * 20, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=special)
     )
     document: dict[str, Any] = json.loads(tokenizer.to_str())
-    return document | more
+    return document | fields

@@ -84,13 +84,13 @@ def test_tiles_may_divide_the_rows_of_an_output(rows: int) -> None:
     weight = rng.normal(size=delta.shape).astype(np.float32)
     whole = weight + 2 * (lora_B.reshape(5, 2) @ lora_A.reshape(2, -1)).reshape(delta.shape)
     expected = whole * (magnitude.reshape(-1) / np.sqrt(np.square(whole).sum(axis=(1, 2, 3))))[:, None, None, None]
-    change, matrix, found = AddConvolution(delta, 2.0).ready(np.dtype(np.float32)), weight.reshape(-1, 2), []
+    change, matrix, tiles = AddConvolution(delta, 2.0).ready(np.dtype(np.float32)), weight.reshape(-1, 2), []
     assert isinstance(change, TwoPasses)
     for step in (change.look, change.apply):
-        found = [matrix[start : start + rows].copy() for start in range(0, len(matrix), rows)]
-        for number, tile in enumerate(found):
+        tiles = [matrix[start : start + rows].copy() for start in range(0, len(matrix), rows)]
+        for number, tile in enumerate(tiles):
             step(tile, number * rows, np.empty(0, np.float32))
-    np.testing.assert_allclose(np.concatenate(found).reshape(delta.shape), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(tiles).reshape(delta.shape), expected, rtol=0, atol=1e-5)
 
 
 def test_a_magnitude_of_another_length_is_refused(tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ FLOATS = Options(dequantize=True)
 def written(folder: Path, tensors: dict[str, np.ndarray], quantized: dict[str, Any], dtype: str = "float32") -> Path:
     folder.mkdir()
     safetensors_file.write(folder / "model.safetensors", tensors, {"format": "pt"})
-    said = {**CONFIG, "dtype": dtype, "quantization_config": quantized}
-    (folder / "config.json").write_text(json.dumps(said))
+    document = {**CONFIG, "dtype": dtype, "quantization_config": quantized}
+    (folder / "config.json").write_text(json.dumps(document))
     return folder
 
 
-def nothing(out: int, into: int) -> Adapter:
+def zero_adapter(out: int, into: int) -> Adapter:
     """A delta on another module, so that what is dequantized comes through as it is."""
     return Adapter(
         {"model.layers.0.self_attn.o_proj": LowRank(np.ones((1, into), np.float32), np.ones((out, 1), np.float32), 1)}
@@ -43,7 +43,7 @@ def nothing(out: int, into: int) -> Adapter:
 
 def dequantized(base: Path, out: Path) -> np.ndarray:
     """The weight of Q in the merged folder, its config saying nothing of quantization any more."""
-    merge_into_base([(nothing(8, 8), 1.0)], base, out, options=FLOATS)
+    merge_into_base([(zero_adapter(8, 8), 1.0)], base, out, options=FLOATS)
     assert "quantization_config" not in json.loads((out / "config.json").read_text())
     with SafetensorsFile(out / "model.safetensors") as file:
         assert sorted(file.tensors) == ["model.layers.0.self_attn.o_proj.weight", f"{Q}.weight"]
@@ -54,8 +54,8 @@ OTHER = {"model.layers.0.self_attn.o_proj.weight": np.ones((8, 8), np.float32)}
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("how", ["nf4", "nf4 double", "fp4", "int8"])
-def test_bitsandbytes_through_transformers(torch: Any, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("quantization", ["nf4", "nf4 double", "fp4", "int8"])
+def test_bitsandbytes_through_transformers(torch: Any, tmp_path: Path, quantization: str) -> None:
     need_module("bitsandbytes")
     from peft import PeftModel
     from transformers import BitsAndBytesConfig
@@ -63,15 +63,17 @@ def test_bitsandbytes_through_transformers(torch: Any, tmp_path: Path, how: str)
     tiny.model(intermediate_size=128).save_pretrained(tmp_path / "plain")
     config = (
         BitsAndBytesConfig(load_in_8bit=True)
-        if how == "int8"
+        if quantization == "int8"
         else BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=how[:3], bnb_4bit_use_double_quant="double" in how,
+            load_in_4bit=True, bnb_4bit_quant_type=quantization[:3], bnb_4bit_use_double_quant="double" in quantization,
             bnb_4bit_compute_dtype=torch.float32,
         )
     )  # fmt: skip
     loaded_model = loaded(tmp_path / "plain", quantization_config=config)
     loaded_model.save_pretrained(tmp_path / "base")
-    exact = {} if how == "int8" else floats(loaded_model)  # before its first use, at which its kernels lay the weights out anew
+    exact = (
+        {} if quantization == "int8" else floats(loaded_model)
+    )  # before its first use, at which its kernels lay the weights out anew
     tiny.adapter(tiny.model(intermediate_size=128), tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
     wrapped = PeftModel.from_pretrained(loaded_model, tmp_path / "adapter")
     merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out", options=FLOATS)
@@ -83,16 +85,16 @@ def test_bitsandbytes_through_transformers(torch: Any, tmp_path: Path, how: str)
         assert (
             torch.equal(ours, weight) if isinstance(delta, int) else torch.allclose(ours, weight + delta, rtol=0, atol=1e-6)
         ), name
-    wanted, found = logits(wrapped, TOKENS), logits(merged, TOKENS)
+    expected, actual = logits(wrapped, TOKENS), logits(merged, TOKENS)
     # The kernels round the inputs as well.
-    assert np.abs(found - wanted).max() < (0.1 if how == "int8" else 0.02) * np.abs(wanted).max()
+    assert np.abs(actual - expected).max() < (0.1 if quantization == "int8" else 0.02) * np.abs(expected).max()
 
 
-def floats(made: Any) -> dict[str, Any]:
+def floats(model: Any) -> dict[str, Any]:
     """Module to its weight, as bitsandbytes dequantizes it."""
     from bitsandbytes.functional import dequantize_4bit
 
-    states = {name: module.weight for name, module in made.named_modules() if hasattr(module, "compute_dtype")}
+    states = {name: module.weight for name, module in model.named_modules() if hasattr(module, "compute_dtype")}
     assert len(states) == 14
     return {name: dequantize_4bit(weight.data, weight.quant_state).float() for name, weight in states.items()}
 
@@ -132,9 +134,9 @@ def test_awq_by_hand(tmp_path: Path) -> None:
         **OTHER,
     }
     config = {"quant_method": "awq", "bits": 4, "group_size": 4, "version": "gemm", "zero_point": True}
-    found = dequantized(written(tmp_path / "base", tensors, config), tmp_path / "out")
+    values_read = dequantized(written(tmp_path / "base", tensors, config), tmp_path / "out")
     values = np.array([0, 4, 1, 5, 2, 6, 3, 7]) - 1
-    np.testing.assert_array_equal(found, np.outer(values, np.repeat([0.5, 2], 4)).astype(np.float32))
+    np.testing.assert_array_equal(values_read, np.outer(values, np.repeat([0.5, 2], 4)).astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -165,13 +167,13 @@ def test_compressed_tensors_by_hand(tmp_path: Path) -> None:
     scales = np.arange(1, 17, dtype=np.float32).reshape(8, 2)
     shape = np.array([8, 16], np.int64)
     tensors = {f"{Q}.weight_packed": words.view(np.int32), f"{Q}.weight_scale": scales, f"{Q}.weight_shape": shape, **OTHER}
-    found = dequantized(written(tmp_path / "base", tensors, compressed(4, "pack-quantized")), tmp_path / "out")
-    np.testing.assert_array_equal(found, (codes * np.repeat(scales, 8, axis=1)).astype(np.float32))
+    values_read = dequantized(written(tmp_path / "base", tensors, compressed(4, "pack-quantized")), tmp_path / "out")
+    np.testing.assert_array_equal(values_read, (codes * np.repeat(scales, 8, axis=1)).astype(np.float32))
 
     whole = RNG.integers(-128, 128, size=(8, 16)).astype(np.int8)
     tensors = {f"{Q}.weight": whole, f"{Q}.weight_scale": scales[:, :1].copy(), **OTHER}
-    found = dequantized(written(tmp_path / "base8", tensors, compressed(8, "int-quantized")), tmp_path / "out8")
-    np.testing.assert_array_equal(found, whole.astype(np.float32) * scales[:, :1])
+    values_read = dequantized(written(tmp_path / "base8", tensors, compressed(8, "int-quantized")), tmp_path / "out8")
+    np.testing.assert_array_equal(values_read, whole.astype(np.float32) * scales[:, :1])
 
 
 @pytest.mark.parametrize(
@@ -200,15 +202,15 @@ def test_compressed_tensors_by_hand(tmp_path: Path) -> None:
 def test_an_unknown_layout_is_refused_by_name(tmp_path: Path, tensors: Any, config: dict[str, Any], says: str) -> None:
     base = written(tmp_path / "base", {**{f"{Q}.{leaf}": array for leaf, array in tensors.items()}, **OTHER}, config)
     with pytest.raises(AdapterhubError, match=says) as caught:
-        merge_into_base([(nothing(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)
+        merge_into_base([(zero_adapter(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)
     assert Q in str(caught.value)
     assert caught.value.exit_code == 6
 
 
 def test_bitsandbytes_of_a_model_with_transposed_weights_is_refused(tmp_path: Path) -> None:
     base = written(tmp_path / "base", dict(OTHER), {"quant_method": "bitsandbytes", "load_in_8bit": True})
-    said = {**json.loads((base / "config.json").read_text()), "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
-    (base / "config.json").write_text(json.dumps(said))
+    document = {**json.loads((base / "config.json").read_text()), "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+    (base / "config.json").write_text(json.dumps(document))
     says = "base: bitsandbytes stores the weights of gpt2 transposed, unlike any model in floats. Name the full-precision model"
     with pytest.raises(AdapterhubError, match=says):
-        merge_into_base([(nothing(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)
+        merge_into_base([(zero_adapter(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)

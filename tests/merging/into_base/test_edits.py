@@ -94,7 +94,7 @@ def model(kind: str = "llama", width: int = 16) -> Any:
     return Qwen2ForCausalLM(Qwen2Config(**sizes)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**sizes))
 
 
-def made(name: str, at: Path, kind: str = "llama") -> Path:
+def edited_adapter(name: str, at: Path, kind: str = "llama") -> Path:
     """An adapter as peft saves it, with random numbers, and what peft's merge makes of the base."""
     import peft
     import torch
@@ -124,7 +124,7 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", MADE)
 def test_a_merge_is_that_of_peft(name: str, kind: str, tmp_path: Path) -> None:
     need_module("peft")
-    adapter = convert.read(made(name, tmp_path, kind))
+    adapter = convert.read(edited_adapter(name, tmp_path, kind))
     merge_into_base([(adapter, 1.0)], tmp_path / "base", tmp_path / "ours")
     ours, peft, base = (tensors(tmp_path / folder) for folder in ("ours", "merged", "base"))
     assert ours.keys() == peft.keys()
@@ -138,7 +138,7 @@ def test_a_merge_is_that_of_peft(name: str, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*MADE, *PROMPTS])
 def test_it_is_named_and_checked_against_its_base(name: str, tmp_path: Path) -> None:
     need_module("peft")
-    folder = made(name, tmp_path)
+    folder = edited_adapter(name, tmp_path)
     manifest = derive.describe(folder)
     assert (manifest.method, manifest.r, manifest.alpha) == (name.partition(",")[0], None, None)
     assert {**MADE, **PROMPTS}[name][2].items() <= (manifest.numbers or {}).items()
@@ -156,7 +156,7 @@ def test_it_is_named_and_checked_against_its_base(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("to", [name for name in WRITTEN if name != "peft"])
 def test_no_other_format_takes_it_for_lora(name: str, to: str, tmp_path: Path) -> None:
     need_module("peft")
-    folder = made(name, tmp_path)
+    folder = edited_adapter(name, tmp_path)
     with pytest.raises(RefusedError):
         convert.convert(folder, tmp_path / f"out{FORMATS[to].suffix}", to=to, base=bases.read_hf(tmp_path / "base"))
     convert.convert(folder, tmp_path / "copy", to="peft")
@@ -166,9 +166,11 @@ def test_no_other_format_takes_it_for_lora(name: str, to: str, tmp_path: Path) -
 def test_prompts_and_weighted_rotations_are_refused_by_name(tmp_path: Path) -> None:
     need_module("peft")
     with pytest.raises(RefusedError, match="prompt_tuning adds tokens to the input"):
-        merge_into_base([(convert.read(made("prompt_tuning", tmp_path / "1")), 1.0)], tmp_path / "1" / "base", tmp_path / "out")
+        merge_into_base(
+            [(convert.read(edited_adapter("prompt_tuning", tmp_path / "1")), 1.0)], tmp_path / "1" / "base", tmp_path / "out"
+        )
     with pytest.raises(RefusedError, match="oft is not a sum"):
-        merge_into_base([(convert.read(made("oft", tmp_path / "2")), 0.5)], tmp_path / "2" / "base", tmp_path / "out")
+        merge_into_base([(convert.read(edited_adapter("oft", tmp_path / "2")), 0.5)], tmp_path / "2" / "base", tmp_path / "out")
 
 
 def test_biases_alone_are_added_where_the_base_has_them(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_biases_alone_are_added_where_the_base_has_them(tmp_path: Path) -> None:
 
 def test_norms_and_differences_of_no_low_rank_delta_are_refused_by_name(tmp_path: Path) -> None:
     need_module("peft")
-    adapter = convert.read(made("hra", tmp_path))
+    adapter = convert.read(edited_adapter("hra", tmp_path))
     with pytest.raises(RefusedError, match="its change is by hra"):
         norms.build_heat_map(adapter)
     with pytest.raises(RefusedError, match="its change is by hra"):

@@ -42,13 +42,13 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     peft.write(adapter, folder)
 
 
-def of(name: str, found: tuple[WeightExtraction, ...]) -> WeightExtraction:
-    return next(one for one in found if one.name == name)
+def extraction_of(name: str, weights: tuple[WeightExtraction, ...]) -> WeightExtraction:
+    return next(weight for weight in weights if weight.name == name)
 
 
 def dense(adapter: Adapter, target: str) -> np.ndarray:
-    one = adapter.deltas[target]
-    product: np.ndarray = one.scaling * (one.lora_B.astype(np.float64) @ one.lora_A.astype(np.float64))
+    low = adapter.deltas[target]
+    product: np.ndarray = low.scaling * (low.lora_B.astype(np.float64) @ low.lora_A.astype(np.float64))
     return product
 
 
@@ -70,10 +70,12 @@ def test_the_error_is_the_true_one_and_the_least(tmp_path: Path) -> None:
         s = np.linalg.svd(change, compute_uv=False)
         best = float(np.sqrt(np.sum(s[3:] ** 2) / np.sum(s**2)))
         true = np.linalg.norm(change - dense(adapter, name.removesuffix(".weight"))) / np.linalg.norm(change)
-        assert of(name, report.weights).error == pytest.approx(true, rel=1e-4)
+        assert extraction_of(name, report.weights).error == pytest.approx(true, rel=1e-4)
         assert true == pytest.approx(best, rel=1e-3)
-    both = sum(of(name, report.weights).error ** 2 * np.sum(change**2) for name, change in changes.items())
-    assert report.error == pytest.approx((both / sum(np.sum(change**2) for change in changes.values())) ** 0.5, rel=1e-4)
+    squared_errors = sum(extraction_of(name, report.weights).error ** 2 * np.sum(change**2) for name, change in changes.items())
+    assert report.error == pytest.approx(
+        (squared_errors / sum(np.sum(change**2) for change in changes.values())) ** 0.5, rel=1e-4
+    )
 
 
 def test_an_energy_takes_the_least_ranks_that_keep_it(tmp_path: Path) -> None:
@@ -83,11 +85,11 @@ def test_an_energy_takes_the_least_ranks_that_keep_it(tmp_path: Path) -> None:
     for energy, rank in ((0.5, 1), (0.9, 2), (0.95, 3), (1 - 1e-4, 4)):
         tuned = tuned_from(base, tmp_path / f"tuned-{rank}", {QW: change})
         _, report = extract(base, tuned, ExtractionOptions(energy=energy))
-        assert of(QW, report.weights).rank == rank
-        assert of(QW, report.weights).error ** 2 <= 1 - energy + 1e-5
+        assert extraction_of(QW, report.weights).rank == rank
+        assert extraction_of(QW, report.weights).error ** 2 <= 1 - energy + 1e-5
     _, report = extract(base, tmp_path / "tuned-4", ExtractionOptions(energy=1 - 1e-4, limit=2))
-    assert of(QW, report.weights).rank == 2
-    assert of(QW, report.weights).error == pytest.approx((1.25 / 21.25) ** 0.5, rel=1e-3)
+    assert extraction_of(QW, report.weights).rank == 2
+    assert extraction_of(QW, report.weights).error == pytest.approx((1.25 / 21.25) ** 0.5, rel=1e-3)
 
 
 def test_what_no_low_rank_delta_can_express_is_reported_or_stored_whole(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_what_no_low_rank_delta_can_express_is_reported_or_stored_whole(tmp_path
     tuned = tuned_from(base, tmp_path / "tuned", {QW: noise(16, 1) @ noise(1, 16), f"{Q}.bias": noise(16)})
     adapter, report = extract(base, tuned, ExtractionOptions(rank=1))
     assert not adapter.replaced
-    assert of(f"{Q}.bias", report.weights).reason
+    assert extraction_of(f"{Q}.bias", report.weights).reason
     assert report.error > 0.1
     adapter, report = extract(base, tuned, ExtractionOptions(rank=1, keep_other_tensors=True))
     assert list(adapter.replaced) == [f"{Q}.bias"]
@@ -122,19 +124,19 @@ def test_conv1d_weights_are_taken_the_right_way_round(tmp_path: Path) -> None:
     safetensors_file.write(base / "model.safetensors", {name: noise(16, 48)}, {"format": "pt"})
     change = noise(16, 2) @ noise(2, 48)
     adapter, _ = extract(base, tuned_from(base, tmp_path / "tuned", {name: change}), ExtractionOptions(rank=2))
-    one = adapter.deltas["h.0.attn.c_attn"]
-    assert isinstance(one, LowRank)
-    assert one.transposed_base
-    assert one.shape == (48, 16)
+    delta = adapter.deltas["h.0.attn.c_attn"]
+    assert isinstance(delta, LowRank)
+    assert delta.transposed_base
+    assert delta.shape == (48, 16)
     np.testing.assert_allclose(dense(adapter, "h.0.attn.c_attn").T, change, atol=1e-6)
 
 
 def test_the_same_models_give_the_same_adapter(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     tuned = tuned_from(base, tmp_path / "tuned", {QW: noise(16, 16)})
-    one, two = (extract(base, tuned, ExtractionOptions(rank=4))[0].deltas[Q] for _ in range(2))
-    assert one.lora_A.tobytes() == two.lora_A.tobytes()
-    assert one.lora_B.tobytes() == two.lora_B.tobytes()
+    first, second = (extract(base, tuned, ExtractionOptions(rank=4))[0].deltas[Q] for _ in range(2))
+    assert first.lora_A.tobytes() == second.lora_A.tobytes()
+    assert first.lora_B.tobytes() == second.lora_B.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -186,8 +188,8 @@ def test_peft_computes_what_the_fine_tune_does(torch: Any, llama: Callable[..., 
 
 def test_a_change_from_zero_is_null_in_the_document(tmp_path: Path, run: Run) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
-    none = {**tensors_of(base), f"{Q}.bias": np.zeros(16, np.float32)}
-    safetensors_file.write(base / "model.safetensors", none, {"format": "pt"})
+    tensors = {**tensors_of(base), f"{Q}.bias": np.zeros(16, np.float32)}
+    safetensors_file.write(base / "model.safetensors", tensors, {"format": "pt"})
     tuned_from(base, tmp_path / "tuned", {QW: noise(16, 2) @ noise(2, 16), f"{Q}.bias": noise(16)})
     text = run("extract", tmp_path / "tuned", "--base", base, "--rank", "2", "-o", tmp_path / "out", "--json").stdout
     assert "Infinity" not in text

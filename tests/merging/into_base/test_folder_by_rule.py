@@ -31,14 +31,14 @@ pytestmark = pytest.mark.peer
 VARIANTS = {"exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2}}
 """Changes of config.json: llama.cpp has a window in Exaone 4 with 64 layers only."""
 CLASSES = [
-    (one.gguf, name)
-    for one in architecture_lookup.ADAPTERS
-    if one.folder
-    for name in (*one.wrapped, *(() if one.whole else one.classes))
+    (family.gguf, name)
+    for family in architecture_lookup.ADAPTERS
+    if family.folder
+    for name in (*family.wrapped, *(() if family.whole else family.classes))
 ]
 
 
-def made(name: str, kind: str, folder: Path) -> Path:
+def model_folder(name: str, kind: str, folder: Path) -> Path:
     """A model as it is published."""
     saved(name, kind, folder)
     changed(folder, **VARIANTS.get(kind, {}))
@@ -53,8 +53,8 @@ def logits_of(folder: Path, name: str) -> np.ndarray:
     model_class = getattr(transformers, SAME_MODULES.get(name, name))
     model = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        found: np.ndarray = model(input_ids=torch.tensor([TOKENS])).logits[0].float().numpy()
-    return found
+        logits: np.ndarray = model(input_ids=torch.tensor([TOKENS])).logits[0].float().numpy()
+    return logits
 
 
 @pytest.mark.parametrize(("kind", "name"), CLASSES)
@@ -62,13 +62,13 @@ def test_the_file_is_llama_cpp_s_conversion_and_computes_what_transformers_does(
     tmp_path: Path, converted: Converter, kind: str, name: str
 ) -> None:
     need_module("llama_cpp_py_sync")
-    folder = made(name, kind, tmp_path / "hf")
-    wanted = [converted(folder, tmp_path / f"{kind}.gguf", kind) for kind in ("ALL_F32", "MOSTLY_Q8_0")]
+    folder = model_folder(name, kind, tmp_path / "hf")
+    converted_files = [converted(folder, tmp_path / f"{kind}.gguf", kind) for kind in ("ALL_F32", "MOSTLY_Q8_0")]
     if name.startswith("Gemma3"):  # its conversion needs a vocabulary, to which it cuts the table of embeddings
         (folder / "tokenizer.json").unlink()
     ours = written(folder, tmp_path / "ours.gguf")
-    assert_converted(ours, wanted[0])
-    assert_converted(written(folder, tmp_path / "small.gguf", requantize="q8_0"), wanted[1])
+    assert_converted(ours, converted_files[0])
+    assert_converted(written(folder, tmp_path / "small.gguf", requantize="q8_0"), converted_files[1])
     expected = logits_of(folder, name)
     off = np.abs(llama_cpp.logits(ours, TOKENS) - expected).max()
     print(f"{name}: logits off by {off:.2g} of {np.abs(expected).max():.2g}")
@@ -152,7 +152,7 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(
 def test_a_merge_is_llama_cpp_s_conversion_of_the_merged_folder_and_proves_to_be_it(
     tmp_path: Path, converted: Converter, kind: str, name: str
 ) -> None:
-    folder = made(name, kind, tmp_path / "hf")
+    folder = model_folder(name, kind, tmp_path / "hf")
     base = read_base(folder)
     adapter = Adapter(dict(deltas(base, base.llama_cpp_architecture())))
     merge_into_base([(adapter, 1.0)], folder, tmp_path / "merged")
@@ -163,13 +163,13 @@ def test_a_merge_is_llama_cpp_s_conversion_of_the_merged_folder_and_proves_to_be
     assert_converted(tmp_path / "merged.gguf", expected)
     assert len(report.touched) == len(adapter.deltas)
     proof = merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
-    assert proof.good, [one for one in proof.tensors if not one.good]
-    other = bool(proof.notes)
-    assert other == name.endswith("ForConditionalGeneration")
+    assert proof.good, [tensor for tensor in proof.tensors if not tensor.good]
+    has_notes = bool(proof.notes)
+    assert has_notes == name.endswith("ForConditionalGeneration")
 
 
 def test_a_change_of_what_the_file_would_not_contain_is_refused(tmp_path: Path) -> None:
-    folder = made("Qwen3VLForConditionalGeneration", "qwen3vl", tmp_path / "hf")
+    folder = model_folder("Qwen3VLForConditionalGeneration", "qwen3vl", tmp_path / "hf")
     zeros = np.zeros((2, 64), np.float32)
     adapter = Adapter({"model.visual.blocks.0.attn.proj": LowRank(zeros, zeros.T.copy(), 2.0)})
     with pytest.raises(RefusedError, match="a GGUF of the text model does not contain it"):
@@ -182,17 +182,17 @@ def theirs(theta: float, size: int, factor: float) -> Any:
     import torch
 
     frequencies = 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
-    made = []
+    factors = []
     for frequency in frequencies:
         wave = 2 * math.pi / frequency
         if wave < 8192 / 4.0:
-            made.append(1.0)
+            factors.append(1.0)
         elif wave > 8192 / 1.0:
-            made.append(factor)
+            factors.append(factor)
         else:
             smooth = (8192 / wave - 1.0) / (4.0 - 1.0)
-            made.append(1 / ((1 - smooth) / factor + smooth))
-    return torch.tensor(made, dtype=torch.float32).numpy()
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return torch.tensor(factors, dtype=torch.float32).numpy()
 
 
 @pytest.mark.parametrize(("theta", "size", "factor"), [(5e5, 64, 32.0), (5e5, 128, 8.0), (12e6, 128, 8.0), (2e6, 128, 16.0)])

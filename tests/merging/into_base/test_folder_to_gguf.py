@@ -39,8 +39,8 @@ def silent(folder: Path) -> None:
 
     config = json_file.read_object(folder / "config.json")
     usual = getattr(transformers, config["architectures"][0]).config_class().to_dict()
-    kept = {key: value for key, value in config.items() if key in DIMENSIONS or usual.get(key, "absent") != value}
-    (folder / "config.json").write_text(json.dumps(kept))
+    shown_config = {key: value for key, value in config.items() if key in DIMENSIONS or usual.get(key, "absent") != value}
+    (folder / "config.json").write_text(json.dumps(shown_config))
 
 
 @pytest.mark.peer
@@ -136,7 +136,7 @@ LONG = {"long_factor": [1.0 + 0.1 * n for n in range(8)], "short_factor": [1.0] 
 
 @pytest.mark.peer
 @pytest.mark.parametrize(
-    ("name", "rope", "more"),
+    ("name", "rope", "config_fields"),
     [
         ("LlamaForCausalLM", {**LLAMA3, "rope_theta": 5e5, "original_max_position_embeddings": 64}, {}),
         ("SmolLM3ForCausalLM", {**LLAMA3, "rope_theta": 5e5, "original_max_position_embeddings": 64}, {}),
@@ -150,9 +150,9 @@ LONG = {"long_factor": [1.0 + 0.1 * n for n in range(8)], "short_factor": [1.0] 
     ],
 )
 def test_a_scaled_rotary_embedding_is_llama_cpp_s(
-    tmp_path: Path, converted: Converter, name: str, rope: dict[str, Any], more: dict[str, Any]
+    tmp_path: Path, converted: Converter, name: str, rope: dict[str, Any], config_fields: dict[str, Any]
 ) -> None:
-    tiny.model(name, rope_parameters=rope, **more).save_pretrained(tmp_path / "hf")
+    tiny.model(name, rope_parameters=rope, **config_fields).save_pretrained(tmp_path / "hf")
     ours = written(tmp_path / "hf", tmp_path / "out.gguf")
     assert_converted(ours, converted(tmp_path / "hf", tmp_path / "theirs.gguf"))
 
@@ -219,10 +219,10 @@ def test_the_commands_report_what_they_do(tmp_path: Path, run: Run, bf16_llama: 
     folder, adapter = bf16_llama
     (tmp_path / "adapter").mkdir()
     peft.write(adapter, tmp_path / "adapter")
-    asked = ("merge", tmp_path / "adapter", "--into", folder, "-o", "x.gguf", "--dtype", "f16", "--json")
-    planned = json.loads(run(*asked, "--dry-run").stdout)
+    command = ("merge", tmp_path / "adapter", "--into", folder, "-o", "x.gguf", "--dtype", "f16", "--json")
+    planned = json.loads(run(*command, "--dry-run").stdout)
     assert not (tmp_path / "x.gguf").exists()
-    assert {**planned, "output": "x.gguf"} == json.loads(run(*asked).stdout)
+    assert {**planned, "output": "x.gguf"} == json.loads(run(*command).stdout)
     assert (len(planned["touched"]), planned["tensors"]) == (15, 21)
     proven = run("verify-merge", "x.gguf", "--base", folder, "--adapter", tmp_path / "adapter")
     assert "21 tensors: 15 exact, 6 untouched" in proven.stdout

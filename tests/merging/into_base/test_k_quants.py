@@ -38,21 +38,21 @@ def by_ggml(rows: np.ndarray, name: str, importance: np.ndarray | None = None) -
 
     ggml = ctypes.CDLL(str(Path(llama_cpp_py_sync.__file__).parent / "libggml-base.so.0"))
     ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
-    found = np.zeros((len(rows), Blocks(name).row_size(rows.shape[1])), np.uint8)
-    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (rows, found))
+    blocks = np.zeros((len(rows), Blocks(name).row_size(rows.shape[1])), np.uint8)
+    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (rows, blocks))
     weights = None if importance is None else importance.ctypes.data_as(ctypes.c_void_p)
     sizes = (ctypes.c_int64(n) for n in (0, *rows.shape))
-    assert ggml.ggml_quantize_chunk(gguf_types.TYPES[name][0], *pointers, *sizes, weights) == found.nbytes
-    return found
+    assert ggml.ggml_quantize_chunk(gguf_types.TYPES[name][0], *pointers, *sizes, weights) == blocks.nbytes
+    return blocks
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", K_QUANTS)
 def test_the_bytes_are_ggmls(name: str) -> None:
     need_module("llama_cpp_py_sync")
-    for what, rows in ROWS.items():
+    for label, rows in ROWS.items():
         wide = np.ascontiguousarray(rows, np.float32)
-        assert quantize(wide, name).tobytes() == by_ggml(wide, name).tobytes(), what
+        assert quantize(wide, name).tobytes() == by_ggml(wide, name).tobytes(), label
 
 
 IMPORTANCE = {
@@ -67,21 +67,21 @@ IMPORTANCE = {
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_the_bytes_by_an_importance_matrix_are_ggmls(name: str) -> None:
     need_module("llama_cpp_py_sync")
-    for what, rows in ROWS.items():
+    for label, rows in ROWS.items():
         wide = np.ascontiguousarray(rows[:16], np.float32)
-        for how, made in IMPORTANCE.items():
-            importance = np.ascontiguousarray(made(wide.shape[1]), np.float32)
+        for importance_kind, make_importance in IMPORTANCE.items():
+            importance = np.ascontiguousarray(make_importance(wide.shape[1]), np.float32)
             expected = by_ggml(wide, name, importance).tobytes()
-            assert quantize_weighted(wide, name, importance).tobytes() == expected, (what, how)
+            assert quantize_weighted(wide, name, importance).tobytes() == expected, (label, importance_kind)
 
 
-@pytest.mark.parametrize(("name", "most"), zip(K_QUANTS, (0.09, 0.045, 0.025), strict=True))
-def test_what_is_read_is_close_to_what_was_written(name: str, most: float) -> None:
+@pytest.mark.parametrize(("name", "tolerance"), zip(K_QUANTS, (0.09, 0.045, 0.025), strict=True))
+def test_what_is_read_is_close_to_what_was_written(name: str, tolerance: float) -> None:
     need_module("gguf")
     wide = np.ascontiguousarray(ROWS["normal"], np.float32)
-    raw, found = quantize(wide, name), np.empty_like(wide)
-    Blocks(name).decode(raw, found)
-    assert np.linalg.norm(found - wide) < most * np.linalg.norm(wide)
+    raw, decoded = quantize(wide, name), np.empty_like(wide)
+    Blocks(name).decode(raw, decoded)
+    assert np.linalg.norm(decoded - wide) < tolerance * np.linalg.norm(wide)
     assert quantize(wide[:1], name).tobytes() == raw[:1].tobytes()  # a row does not depend on the others
 
 
@@ -104,5 +104,5 @@ def test_a_merge_writes_them_and_a_mixture_stays_one(tmp_path: Path) -> None:
     with GGUFFile(tmp_path / "again.gguf") as file:
         assert file.tensors["blk.0.ffn_up.weight"].type_name == "Q4_K"
     tokens = [3, 17, 99, 5]
-    wanted, found = (llama_cpp.logits(tmp_path / name, tokens) for name in ("wide.gguf", "q4.gguf"))
-    assert np.linalg.norm(found - wanted) < 0.5 * np.linalg.norm(wanted)
+    expected, quantized = (llama_cpp.logits(tmp_path / name, tokens) for name in ("wide.gguf", "q4.gguf"))
+    assert np.linalg.norm(quantized - expected) < 0.5 * np.linalg.norm(expected)

@@ -48,14 +48,14 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
         return {name: file.tensor(name).astype(np.float32) for name in file.tensors}
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.1, (0.99, 1.01)), (0.01, (0.99, 1.01)), (0.001, (0.4, 0.7))])
-def test_kept_is_what_the_steps_of_bfloat16_leave(tmp_path: Path, share: float, kept: tuple[float, float]) -> None:
+@pytest.mark.parametrize(("share", "expected_share"), [(0.1, (0.99, 1.01)), (0.01, (0.99, 1.01)), (0.001, (0.4, 0.7))])
+def test_kept_is_what_the_steps_of_bfloat16_leave(tmp_path: Path, share: float, expected_share: tuple[float, float]) -> None:
     merge = prepare_merge([(adapter(share), 1.0)], base_in(tmp_path / "base"))
     change = merge.report.touched[f"{Q}.weight"]
     assert change.relative == pytest.approx(share, rel=0.1)
     assert change.retained is not None
-    assert kept[0] < change.retained < kept[1]
-    assert bool(merge.report.warnings) == (kept[0] < 0.9)
+    assert expected_share[0] < change.retained < expected_share[1]
+    assert bool(merge.report.warnings) == (expected_share[0] < 0.9)
 
 
 def test_each_choice_of_base_has_its_error_and_as_trained_is_what_training_saw(tmp_path: Path) -> None:
@@ -66,11 +66,11 @@ def test_each_choice_of_base_has_its_error_and_as_trained_is_what_training_saw(t
         reports[onto] = merge_into_base([(delta, 1.0)], base, tmp_path / onto, options=options)
     before = tensors_of(base)
     low = delta.deltas[Q]
-    seen = round_trip_sample(before[f"{Q}.weight"]).astype(dtypes.BF16).astype(np.float32)
-    expected = seen + low.scaling * (low.lora_B @ low.lora_A)
+    seen_in_training = round_trip_sample(before[f"{Q}.weight"]).astype(dtypes.BF16).astype(np.float32)
+    expected = seen_in_training + low.scaling * (low.lora_B @ low.lora_A)
     for onto, name in (("original", "original"), ("as-trained", "as_trained")):
-        found = tensors_of(tmp_path / onto)[f"{Q}.weight"]
-        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        merged_weight = tensors_of(tmp_path / onto)[f"{Q}.weight"]
+        error = np.linalg.norm(merged_weight - expected) / np.linalg.norm(expected)
         for report in reports.values():  # both are predicted, whichever is chosen
             assert getattr(report.touched[f"{Q}.weight"], name) == pytest.approx(error, rel=0.05)
     change = reports["original"].touched[f"{Q}.weight"]
@@ -115,12 +115,12 @@ def test_blocks_across_rows_are_read_whole(columns: int) -> None:
             out[...] = weight[start:stop]
 
     source = ThroughNF4("w", Memory(), Floats("F32", dtypes.F32))
-    wanted, run = round_trip_sample(weight), OutputWriter(None, 0)
+    expected, run = round_trip_sample(weight), OutputWriter(None, 0)
     with OpenFiles() as opened:
         for start, stop in ((0, 24), (3, 8), (23, 24), (0, 1)):
             out = np.empty((stop - start, columns), np.float32)
             source.read(opened, start, stop, out, run.buffer)
-            np.testing.assert_array_equal(out, wanted[start:stop])
+            np.testing.assert_array_equal(out, expected[start:stop])
 
 
 def quantized(path: Path, kind: str) -> Path:
@@ -142,12 +142,12 @@ def quantized(path: Path, kind: str) -> Path:
 @pytest.mark.peer
 @pytest.mark.parametrize(("kind", "share", "lost"), [("Q8_0", 0.03, False), ("Q8_0", 0.003, True), ("Q4_0", 0.03, True)])
 def test_a_quantized_target_that_swallows_the_adapter_is_refused(tmp_path: Path, kind: str, share: float, lost: bool) -> None:
-    base, asked = quantized(tmp_path / "base.gguf", kind), [(adapter(share), 1.0)]
+    base, weighted = quantized(tmp_path / "base.gguf", kind), [(adapter(share), 1.0)]
     if lost:
         with pytest.raises(AdapterhubError, match=r"blk.0.attn_q.weight: .*% of the adapter's change would be kept") as caught:
-            prepare_merge(asked, base)
+            prepare_merge(weighted, base)
         assert (caught.value.code, caught.value.exit_code) == ("adapter-lost", 6)
-    merge = prepare_merge(asked, base, Options(force=True))
+    merge = prepare_merge(weighted, base, Options(force=True))
     assert bool(merge.report.warnings) == lost
-    kept = prepare_merge(asked, base, Options(dtype="f32")).report.touched["blk.0.attn_q.weight"].retained
-    assert kept == pytest.approx(1, abs=1e-3)
+    retained = prepare_merge(weighted, base, Options(dtype="f32")).report.touched["blk.0.attn_q.weight"].retained
+    assert retained == pytest.approx(1, abs=1e-3)

@@ -37,9 +37,9 @@ ONE = Adapter({Q: low_rank(1, 16), K: low_rank(2, 8)})
 TWO = Adapter({Q: low_rank(3, 16)})
 
 
-def into(base: Path, out: Path, adapters: Sequence[Adapter], weights: Sequence[float], **how: Any) -> ModelMergeReport:
+def into(base: Path, out: Path, adapters: Sequence[Adapter], weights: Sequence[float], **options: Any) -> ModelMergeReport:
     weighted, gguf = list(zip(adapters, weights, strict=True)), base.is_dir() and out.suffix == ".gguf"
-    return prepare_merge(weighted, base, gguf=gguf, join=join(adapters, weights, **how)).write(out)
+    return prepare_merge(weighted, base, gguf=gguf, join=join(adapters, weights, **options)).write(out)
 
 
 @pytest.mark.parametrize("name", NOT_SUMS)
@@ -51,10 +51,10 @@ def test_a_method_adds_to_the_base_what_its_adapter_of_full_rank_would(tmp_path:
     merge_into_base([(adapter, 1.0)], base, tmp_path / "by-adapter")
     report = into(base, tmp_path / "directly", [ONE, TWO], weights, method=name, seed=5)
     assert sorted(report.touched) == [f"{K}.weight", f"{Q}.weight"]
-    tensors, found = tensors_of(tmp_path / "by-adapter"), tensors_of(tmp_path / "directly")
-    assert not np.array_equal(found[f"{Q}.weight"], tensors_of(base)[f"{Q}.weight"])
+    tensors, direct = tensors_of(tmp_path / "by-adapter"), tensors_of(tmp_path / "directly")
+    assert not np.array_equal(direct[f"{Q}.weight"], tensors_of(base)[f"{Q}.weight"])
     for tensor, values in tensors.items():
-        np.testing.assert_allclose(found[tensor], values, atol=2e-5, err_msg=tensor)
+        np.testing.assert_allclose(direct[tensor], values, atol=2e-5, err_msg=tensor)
 
 
 def test_ties_is_not_cut_to_the_rank_of_the_adapters(tmp_path: Path) -> None:
@@ -69,10 +69,10 @@ def test_the_result_does_not_depend_on_how_the_base_is_read(tmp_path: Path, name
     rows = join([ONE, TWO], (1.0, 1.0), method=name)
     assert rows is not None
     rng = np.random.default_rng(0)
-    left, right = rng.normal(size=(1500, 4)), rng.normal(size=(4, 600))
-    made = rows("x", [Factors(left, right), Factors(left[::-1].copy(), right)])
-    whole = made(0, 1500)
-    pieces = np.concatenate([made(start, min(start + 193, 1500)) for start in range(0, 1500, 193)])
+    left_factor, right_factor = rng.normal(size=(1500, 4)), rng.normal(size=(4, 600))
+    changed_rows = rows("x", [Factors(left_factor, right_factor), Factors(left_factor[::-1].copy(), right_factor)])
+    whole = changed_rows(0, 1500)
+    pieces = np.concatenate([changed_rows(start, min(start + 193, 1500)) for start in range(0, 1500, 193)])
     assert np.array_equal(whole, pieces)
 
 
@@ -85,7 +85,7 @@ def test_a_sum_needs_no_method(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
+    "refused",
     [
         Adapter({Q: LowRank(np.ones((3, 16), np.float32), np.ones((16, 3), np.float32), 3, magnitude=np.ones(16, np.float32))}),
         Adapter({Q: LowRank(np.ones((3, 16), np.float32), np.ones((16, 3), np.float32), 3, bias=np.ones(16, np.float32))}),
@@ -94,9 +94,9 @@ def test_a_sum_needs_no_method(tmp_path: Path) -> None:
         Adapter({"model.layers.0.no_such": low_rank(1, 16)}),
     ],
 )
-def test_what_is_no_delta_of_the_base_is_refused_by_name(tmp_path: Path, other: Adapter) -> None:
+def test_what_is_no_delta_of_the_base_is_refused_by_name(tmp_path: Path, refused: Adapter) -> None:
     with pytest.raises(RefusedError):
-        into(base_in(tmp_path / "base"), tmp_path / "out", [ONE, other], (1.0, 1.0), method="ties")
+        into(base_in(tmp_path / "base"), tmp_path / "out", [ONE, refused], (1.0, 1.0), method="ties")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -109,22 +109,22 @@ def test_into_a_gguf_is_into_the_folder_that_it_was_made_of(tmp_path: Path) -> N
     rng = np.random.default_rng(7)
 
     def adapter(*names: str) -> Adapter:
-        found = {}
+        deltas = {}
         for name in names:
             target = f"model.layers.0.{name}"
             m, n = shapes[f"{target}.weight"]
-            found[target] = LowRank(rng.normal(size=(2, n)).astype(np.float32), rng.normal(size=(m, 2)).astype(np.float32), 2)
-        return Adapter(found, meta=Meta())
+            deltas[target] = LowRank(rng.normal(size=(2, n)).astype(np.float32), rng.normal(size=(m, 2)).astype(np.float32), 2)
+        return Adapter(deltas, meta=Meta())
 
     adapters = [adapter("self_attn.q_proj", "mlp.up_proj"), adapter("self_attn.q_proj", "self_attn.v_proj")]
     prepare_merge([], folder, gguf=True).write(tmp_path / "base.gguf")
     into(tmp_path / "base.gguf", tmp_path / "one.gguf", adapters, (1.0, 1.0), method="ties")
     into(folder, tmp_path / "two.gguf", adapters, (1.0, 1.0), method="ties")
-    old, one, two = (gguf_tensors(tmp_path / f"{name}.gguf") for name in ("base", "one", "two"))
-    changed = [name for name in one if not np.array_equal(one[name], old[name])]
+    old, single, two = (gguf_tensors(tmp_path / f"{name}.gguf") for name in ("base", "one", "two"))
+    changed = [name for name in single if not np.array_equal(single[name], old[name])]
     assert sorted(changed) == ["blk.0.attn_q.weight", "blk.0.attn_v.weight", "blk.0.ffn_up.weight"]
-    for name in one:
-        np.testing.assert_allclose(one[name], two[name], atol=2e-6, err_msg=name)
+    for name in single:
+        np.testing.assert_allclose(single[name], two[name], atol=2e-6, err_msg=name)
 
 
 def test_the_command_records_the_method_in_the_card(run: Run, tmp_path: Path) -> None:

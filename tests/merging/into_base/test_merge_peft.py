@@ -66,13 +66,15 @@ def test_a_merge_equals_merge_and_unload(
     assert all(change.retained is not None and change.retained > 0.9 for change in report.touched.values())
 
 
-def panel_of_torch(torch: Any, left: np.ndarray, right: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> int | None:
+def panel_of_torch(
+    torch: Any, left_factor: np.ndarray, right_factor: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> int | None:
     """The number of terms that torch on this CPU adds up before it starts the next sum; None if it uses another order."""
-    expected = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
+    expected = (torch.from_numpy(left_factor) @ torch.from_numpy(right_factor)).numpy()
     for panel in (192, 384):
         with monkeypatch.context() as patched:
             patched.setattr(product, "PANEL", panel)
-            if np.array_equal(product.product(left, right, np.empty_like(expected)), expected):
+            if np.array_equal(product.product(left_factor, right_factor, np.empty_like(expected)), expected):
                 return panel
     return None
 
@@ -97,7 +99,7 @@ def test_above_rank_192_a_merge_equals_merge_and_unload_in_the_order_of_sums_of_
     for (target, delta), (lora_B, lora_A) in zip(ours.deltas.items(), factors, strict=True):
         name, scaling = f"{target}.weight", delta.scaling
         exact = before[name].double().numpy() + scaling * (lora_B.astype(np.float64) @ lora_A.astype(np.float64))
-        error, peft_error = (np.abs(found[name].double().numpy() - exact) for found in (after, theirs))
+        error, peft_error = (np.abs(merged_product[name].double().numpy() - exact) for merged_product in (after, theirs))
         # Two chains of 100 terms, their sum, the scale and the addition (Higham 2002, section 3.1), u = 2**-24.
         magnitudes = scaling * (np.abs(lora_B).astype(np.float64) @ np.abs(lora_A))
         assert (error <= 2.0**-24 * (104 * magnitudes + 1.01 * np.abs(exact))).all()
@@ -150,11 +152,13 @@ def test_pissa_equals_merge_and_unload_up_to_the_rounding_of_its_residual(
     theirs, before = merged_by_peft(base, adapter), read_all(base)
     step = 2.0**-8 if dtype == "bfloat16" else 1e-5  # of each of the two roundings, where we have one
     for name, tensor in read_all(tmp_path / "out").items():
-        ours, wanted = tensor.float(), theirs[name].float()
-        largest = float(torch.maximum(wanted.abs().max(), before[name].float().abs().max()))
-        assert float((ours - wanted).abs().max()) <= 2 * step * largest, name
-        assert float((ours - wanted).norm()) <= step * float(wanted.norm()), name
-        assert name not in report.touched or float((wanted - before[name].float()).norm()) > 0.05 * float(wanted.norm())
+        ours, theirs_merged = tensor.float(), theirs[name].float()
+        largest = float(torch.maximum(theirs_merged.abs().max(), before[name].float().abs().max()))
+        assert float((ours - theirs_merged).abs().max()) <= 2 * step * largest, name
+        assert float((ours - theirs_merged).norm()) <= step * float(theirs_merged.norm()), name
+        assert name not in report.touched or float((theirs_merged - before[name].float()).norm()) > 0.05 * float(
+            theirs_merged.norm()
+        )
 
 
 def test_two_adapters_equal_peft_merging_one_after_the_other(
@@ -282,7 +286,7 @@ def test_rows_of_tied_tables_are_merged_as_by_peft(torch: Any, tmp_path: Path, m
     report = checks.check(tmp_path / "adapter", base=read_base(tmp_path / "base"))
     assert [problem for problem in report.problems if problem.severity == "error"] == []
     if kind == "TRAINABLE_TOKENS":
-        other = dataclasses.replace(adapter.rows["lm_head"], values=adapter.rows["lm_head"].values + 1)
-        differing = dataclasses.replace(adapter, rows={**adapter.rows, "lm_head": other})
+        changed_rows = dataclasses.replace(adapter.rows["lm_head"], values=adapter.rows["lm_head"].values + 1)
+        differing = dataclasses.replace(adapter, rows={**adapter.rows, "lm_head": changed_rows})
         with pytest.raises(RefusedError, match="other rows than those of the base's model"):
             merge_into_base([(differing, 1.0)], tmp_path / "base", tmp_path / "no")

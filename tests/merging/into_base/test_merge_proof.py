@@ -35,11 +35,11 @@ def by_hand(base: Path, out: Path, change: Callable[[dict[str, np.ndarray]], Non
 
 
 def delta(target: str, scale: float = 1) -> np.ndarray:
-    one = SMALL.deltas[target]
-    return scale * one.scaling * (one.lora_B @ one.lora_A)
+    low = SMALL.deltas[target]
+    return scale * low.scaling * (low.lora_B @ low.lora_A)
 
 
-def both(tensors: dict[str, np.ndarray], scale: float = 1) -> None:
+def add_both(tensors: dict[str, np.ndarray], scale: float = 1) -> None:
     tensors[QW] += delta(Q, scale)
     tensors[KW] += delta(K, scale)
 
@@ -49,9 +49,9 @@ def verdicts(proofs: Proofs) -> dict[str, str]:
 
 
 def strength(proofs: Proofs, name: str) -> tuple[float, ...]:
-    found = next(tensor.strength for tensor in proofs.tensors if tensor.name == name)
-    assert found
-    return found
+    strength_values = next(tensor.strength for tensor in proofs.tensors if tensor.name == name)
+    assert strength_values
+    return strength_values
 
 
 def test_our_own_merge_is_proven_to_the_bit(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_our_own_merge_is_proven_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [dtypes.F32, dtypes.F16], ids=["f32", "f16"])
 def test_a_merge_into_another_dtype_is_right_up_to_its_rounding(tmp_path: Path, dtype: np.dtype) -> None:
     base = base_in(tmp_path / "base")
-    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", both, dtype))
+    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", add_both, dtype))
     assert proof.good
     assert set(verdicts(proof).values()) <= {"exact", "rounded"}
 
@@ -76,8 +76,8 @@ def test_a_merge_into_another_dtype_is_right_up_to_its_rounding(tmp_path: Path, 
 )
 def test_another_strength_is_named_and_measured(tmp_path: Path, scale: float, verdict: str) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
-    made = by_hand(base, tmp_path / "out", lambda tensors: both(tensors, scale), dtypes.F32)
-    proof = prove([(SMALL, 1)], base, made)
+    by_strength = by_hand(base, tmp_path / "out", lambda tensors: add_both(tensors, scale), dtypes.F32)
+    proof = prove([(SMALL, 1)], base, by_strength)
     assert not proof.good
     assert verdicts(proof) == {QW: verdict if scale >= 0 else "weaker", KW: verdict if scale >= 0 else "weaker"}
     assert strength(proof, QW) == pytest.approx((scale,), abs=1e-4)
@@ -86,10 +86,10 @@ def test_another_strength_is_named_and_measured(tmp_path: Path, scale: float, ve
 def test_a_skipped_module_is_absent(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
 
-    def one(tensors: dict[str, np.ndarray]) -> None:
+    def add_one(tensors: dict[str, np.ndarray]) -> None:
         tensors[QW] += delta(Q)
 
-    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", one))
+    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", add_one))
     assert not proof.good
     assert verdicts(proof)[KW] == "absent"
 
@@ -97,12 +97,12 @@ def test_a_skipped_module_is_absent(tmp_path: Path) -> None:
 def test_what_no_adapter_did_is_seen(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
 
-    def more(tensors: dict[str, np.ndarray]) -> None:
-        both(tensors)
+    def add_more(tensors: dict[str, np.ndarray]) -> None:
+        add_both(tensors)
         tensors["lm_head.weight"][3] *= 1.5
         tensors[QW] += 2 * np.random.default_rng(7).normal(size=(16, 16)).astype(np.float32)
 
-    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", more))
+    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", add_more))
     assert not proof.good
     assert verdicts(proof)["lm_head.weight"] == "changed"
     assert verdicts(proof)[QW] not in ("exact", "rounded", "near")
@@ -128,7 +128,7 @@ def test_what_cannot_be_compared_is_a_finding(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
 
     def odd(tensors: dict[str, np.ndarray]) -> None:
-        both(tensors)
+        add_both(tensors)
         del tensors[f"{Q}.bias"]
         tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1]
         tensors["stranger"] = np.ones(3, np.float32)
@@ -142,7 +142,7 @@ def test_nan_is_never_right(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
 
     def nan(tensors: dict[str, np.ndarray]) -> None:
-        both(tensors)
+        add_both(tensors)
         tensors[QW][0, 0] = np.nan
 
     proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", nan))

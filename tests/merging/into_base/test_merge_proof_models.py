@@ -113,8 +113,8 @@ def test_a_gguf_of_our_own_merge(torch: Any, tmp_path: Path, form: str) -> None:
     plain = tiny.write_gguf(tiny.model(hidden_size=128, intermediate_size=256), tmp_path / "plain.gguf")
     gguf = stored_as(plain, tmp_path / "base.gguf", form)
     merge_into_base(adapters, gguf, tmp_path / "out.gguf", options=Options(force=True))
-    found = good(adapters, base, tmp_path / "out.gguf", least=12)
-    assert found.strengths()[0] == pytest.approx((1, 1, 1), abs=0.05)
+    proof = good(adapters, base, tmp_path / "out.gguf", least=12)
+    assert proof.strengths()[0] == pytest.approx((1, 1, 1), abs=0.05)
     good(adapters, base, (tmp_path / "out.gguf").rename(tmp_path / "named otherwise"), least=12)
     assert bad(adapters, base, gguf) == {"absent"}
     merge_into_base([(adapters[0][0], 0.5)], gguf, tmp_path / "half.gguf", options=Options(force=True))
@@ -130,13 +130,13 @@ def test_a_merged_gguf_that_was_quantized_afterwards(torch: Any, tmp_path: Path,
     gguf = tiny.write_gguf(tiny.model(hidden_size=128, intermediate_size=256), tmp_path / "base.gguf")
     merge_into_base(adapters, gguf, tmp_path / "out.gguf")
     quantized = stored_as(tmp_path / "out.gguf", tmp_path / "out-q.gguf", form.upper())
-    found = good(adapters, base, quantized, least=4)
-    assert Counter(tensor.verdict for tensor in found.tensors if tensor.strength) == {"quantized": 4}
+    proof = good(adapters, base, quantized, least=4)
+    assert Counter(tensor.verdict for tensor in proof.tensors if tensor.strength) == {"quantized": 4}
     assert bad(adapters, base, stored_as(gguf, tmp_path / "base-q.gguf", form.upper())) == {"absent"}
 
 
-@pytest.mark.parametrize("how", ["nf4", "int8"])
-def test_bitsandbytes(torch: Any, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_bitsandbytes(torch: Any, tmp_path: Path, quantization: str) -> None:
     need_module("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
@@ -147,13 +147,13 @@ def test_bitsandbytes(torch: Any, tmp_path: Path, how: str) -> None:
     merge_into_base(adapters, base, tmp_path / "out")
     config = (
         BitsAndBytesConfig(load_in_8bit=True)
-        if how == "int8"
+        if quantization == "int8"
         else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     )
     for folder in ("base", "out"):
-        loaded(tmp_path / folder, quantization_config=config).save_pretrained(tmp_path / f"{folder}-{how}")
-    good(adapters, base, tmp_path / f"out-{how}", least=4)
-    assert bad(adapters, base, tmp_path / f"base-{how}") == {"absent"}
-    merge_into_base(adapters, tmp_path / f"base-{how}", tmp_path / "floats", options=Options(dequantize=True))
-    good(adapters, tmp_path / f"base-{how}", tmp_path / "floats", least=4)  # the quantized model is the base
+        loaded(tmp_path / folder, quantization_config=config).save_pretrained(tmp_path / f"{folder}-{quantization}")
+    good(adapters, base, tmp_path / f"out-{quantization}", least=4)
+    assert bad(adapters, base, tmp_path / f"base-{quantization}") == {"absent"}
+    merge_into_base(adapters, tmp_path / f"base-{quantization}", tmp_path / "floats", options=Options(dequantize=True))
+    good(adapters, tmp_path / f"base-{quantization}", tmp_path / "floats", least=4)  # the quantized model is the base
     assert json.loads((tmp_path / "floats" / "config.json").read_text()).get("quantization_config") is None

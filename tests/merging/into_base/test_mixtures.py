@@ -48,15 +48,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
         need_module(module)
     import torch
 
-    made: dict[str, tuple[Path, Path]] = {}
+    folders_by_name: dict[str, tuple[Path, Path]] = {}
 
     def model(name: str) -> tuple[Path, Path]:
-        if name not in made:
+        if name not in folders_by_name:
             cls, config = MODELS[name]
             folder = tmp_path_factory.mktemp("model") / "hf"
             tiny.model(cls, **config).to(torch.bfloat16).save_pretrained(folder)
-            made[name] = folder, written(folder, folder.with_suffix(".gguf"))
-        return made[name]
+            folders_by_name[name] = folder, written(folder, folder.with_suffix(".gguf"))
+        return folders_by_name[name]
 
     return model
 
@@ -67,22 +67,26 @@ def by_llama_cpp(source: Path, target: Path, mixture: str, importance: Mapping[s
     ffi, lib = bindings.get_ffi(), bindings.get_lib()
     settings = lib.llama_model_quantize_default_params()
     settings.nthread, settings.ftype = 1, FILE_TYPES[mixture]
-    kept = [(ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", array)) for name, array in (importance or {}).items()]
+    names_and_arrays = [
+        (ffi.new("char[]", name.encode()), ffi.from_buffer("float[]", array)) for name, array in (importance or {}).items()
+    ]
     if importance:
         sizes = [array.size for array in importance.values()]
-        entries = [[name, data, size] for (name, data), size in zip(kept, sizes, strict=True)]
-        found = ffi.new("struct llama_model_imatrix_data[]", [*entries, [ffi.NULL, ffi.NULL, 0]])
-        settings.imatrix = found
+        entries = [[name, data, size] for (name, data), size in zip(names_and_arrays, sizes, strict=True)]
+        matrix_data = ffi.new("struct llama_model_imatrix_data[]", [*entries, [ffi.NULL, ffi.NULL, 0]])
+        settings.imatrix = matrix_data
     options = ffi.new("llama_model_quantize_params *", settings)
     assert lib.llama_model_quantize(str(source).encode(), str(target).encode(), options) == 0
     return target
 
 
 def assert_same(ours: Path, theirs: Path) -> None:
-    (keys, tensors), (wanted_keys, wanted) = contents(ours), contents(theirs)
+    (keys, tensors), (wanted_keys, wanted_tensors) = contents(ours), contents(theirs)
     assert {key: value for key, value in keys.items() if not key.startswith("quantize.")} == wanted_keys
-    assert {name: tensor[:2] for name, tensor in tensors.items()} == {name: tensor[:2] for name, tensor in wanted.items()}
-    assert [name for name in tensors if tensors[name][2] != wanted[name][2]] == []
+    assert {name: tensor[:2] for name, tensor in tensors.items()} == {
+        name: tensor[:2] for name, tensor in wanted_tensors.items()
+    }
+    assert [name for name in tensors if tensors[name][2] != wanted_tensors[name][2]] == []
 
 
 @pytest.mark.peer
@@ -173,15 +177,15 @@ def test_types_of_whole_models_are_not_those_of_adapters(tmp_path: Path, run: Ru
 def test_a_matrix_of_another_model_or_for_nothing_is_refused(tmp_path: Path, folders: Any, run: Run) -> None:
     folder, _ = folders("narrow rows")
     count = {"blk.0.ffn_up.weight": np.ones((1, 1), np.float32)}
-    other = write_importance(tmp_path / "other.gguf", {"blk.0.ffn_up.weight": np.ones((1, 8), np.float32)}, count)
+    other_matrix = write_importance(tmp_path / "other.gguf", {"blk.0.ffn_up.weight": np.ones((1, 8), np.float32)}, count)
     ours = write_importance(tmp_path / "ours.gguf", {"blk.0.ffn_up.weight": np.ones((1, 96), np.float32)}, count)
-    asked = ("convert", folder, "x.gguf", "--imatrix")
-    stderr = run(*asked, other, "--dtype", "q4_k", code=6).stderr
+    command = ("convert", folder, "x.gguf", "--imatrix")
+    stderr = run(*command, other_matrix, "--dtype", "q4_k", code=6).stderr
     assert "8 numbers for blk.0.ffn_up.weight, which has 96 columns. Is this the matrix of another model?" in stderr
-    assert "an importance matrix of no tensor that is quantized" in run(*asked, ours, "--dtype", "f16", code=6).stderr
+    assert "an importance matrix of no tensor that is quantized" in run(*command, ours, "--dtype", "f16", code=6).stderr
     assert "is for a quantized GGUF" in run("convert", folder, "x", "--to", "hf", "--imatrix", ours, code=2).stderr
     assert not (tmp_path / "x.gguf").exists()
-    result = run(*asked, ours, "--dtype", "q4_k_m")
+    result = run(*command, ours, "--dtype", "q4_k_m")
     assert "11 tensors are not in the importance matrix" in result.stdout + result.stderr
     with GGUFFile(tmp_path / "x.gguf") as file:
         assert MetadataValue("UINT32", file.header.metadata["general.file_type"]).value == 15

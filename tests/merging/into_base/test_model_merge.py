@@ -36,14 +36,14 @@ def base_in(folder: Path, dtype: np.dtype = dtypes.BF16, scale: float = 1, drop:
     return folder
 
 
-def low_rank(m: int = 16, n: int = 16, r: int = 2, scale: float = 1, **more: Any) -> LowRank:
+def low_rank(m: int = 16, n: int = 16, r: int = 2, scale: float = 1, **fields: Any) -> LowRank:
     rng = np.random.default_rng(2)
     lora_A, lora_B = rng.normal(size=(r, n)), scale * rng.normal(size=(m, r))
-    return LowRank(lora_A.astype(np.float32), lora_B.astype(np.float32), **{"alpha": 4.0, **more})
+    return LowRank(lora_A.astype(np.float32), lora_B.astype(np.float32), **{"alpha": 4.0, **fields})
 
 
-def embedding(vocabulary: int = 40, **more: Any) -> LowRankEmbedding:
-    return LowRankEmbedding(np.ones((2, vocabulary), np.float32), np.ones((16, 2), np.float32), alpha=1, **more)
+def embedding(vocabulary: int = 40, **fields: Any) -> LowRankEmbedding:
+    return LowRankEmbedding(np.ones((2, vocabulary), np.float32), np.ones((16, 2), np.float32), alpha=1, **fields)
 
 
 PLAIN = Adapter({Q: low_rank()})
@@ -57,15 +57,17 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
 
 def test_only_the_target_changes_and_the_header_stays(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
-    seen: list[tuple[int, int]] = []
-    report = merge_into_base([(PLAIN, 0.5)], base, tmp_path / "out", progress=lambda done, size: seen.append((done, size)))
+    reports: list[tuple[int, int]] = []
+    report = merge_into_base(
+        [(PLAIN, 0.5)], base, tmp_path / "out", progress=lambda bytes_done, size: reports.append((bytes_done, size))
+    )
     before, after = tensors_of(base), tensors_of(tmp_path / "out")
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
     assert changed == {f"{Q}.weight"}
     delta = PLAIN.deltas[Q]
     expected = before[f"{Q}.weight"].astype(np.float32) + 0.5 * delta.scaling * (delta.lora_B @ delta.lora_A)
     np.testing.assert_allclose(after[f"{Q}.weight"].astype(np.float32), expected, rtol=2**-8)
-    assert seen[-1] == (report.size, report.size)
+    assert reports[-1] == (report.size, report.size)
     assert report.touched_size == 16 * 16 * 2
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

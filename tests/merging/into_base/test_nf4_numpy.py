@@ -67,11 +67,11 @@ def test_every_byte_is_bitsandbytes_own(one_thread: Any, shape: tuple[int, int],
     weight = random_weight(shape, kind)
     codes, state = functional.quantize_4bit(one_thread.from_numpy(weight), quant_type="nf4", compress_statistics=True)
     largest = magnitudes(weight)
-    found = quantize_magnitudes(largest)
+    nested = quantize_magnitudes(largest)
     np.testing.assert_array_equal(pack_codes(codes_of(weight.reshape(-1), largest)), codes.numpy().reshape(-1))
-    np.testing.assert_array_equal(found.codes, state.absmax.numpy())
-    np.testing.assert_array_equal(found.scales, state.state2.absmax.numpy())
-    assert found.offset == state.offset.numpy()
+    np.testing.assert_array_equal(nested.codes, state.absmax.numpy())
+    np.testing.assert_array_equal(nested.scales, state.state2.absmax.numpy())
+    assert nested.offset == state.offset.numpy()
     assert_bitsandbytes_own(nf4_numpy.round_trip_sample(weight), functional.dequantize_4bit(codes, state).numpy())
 
 
@@ -89,11 +89,11 @@ def test_any_rows_of_a_weight_in_16_bits_are_what_bitsandbytes_gives_back(
     path.write_bytes(weight.tobytes())
     theirs = one_thread.from_numpy(weight.astype(np.float32)).to(one_thread.bfloat16 if kind == "BF16" else one_thread.float16)
     expected = functional.dequantize_4bit(*functional.quantize_4bit(theirs, quant_type="nf4", compress_statistics=True))
-    seen = nf4_numpy.ThroughNF4("weight", StoredRows(path, 0, *shape, stored), stored)
+    rows_through_nf4 = nf4_numpy.ThroughNF4("weight", StoredRows(path, 0, *shape, stored), stored)
     with OpenFiles() as opened:
         for start, stop in [(0, rows), (7, 20), (rows - 9, rows - 1), (rows - 1, rows)]:
             out = np.empty((stop - start, shape[1]), np.float32)
-            seen.read(opened, start, stop, out, new_buffer)
+            rows_through_nf4.read(opened, start, stop, out, new_buffer)
             assert_bitsandbytes_own(out, expected[start:stop].float().numpy(), tolerance=2**-7)  # a last bit of bfloat16
 
 
@@ -101,11 +101,11 @@ def test_any_rows_of_a_weight_in_16_bits_are_what_bitsandbytes_gives_back(
 class Counted(StoredRows):
     """A tensor that remembers which rows were read."""
 
-    asked: list[tuple[int, int]] = field(default_factory=list)
+    reads: list[tuple[int, int]] = field(default_factory=list)
 
     def read(self, opened: OpenFiles, start: int, stop: int, out: nf4_numpy.F32Array, buffer: Buffer) -> None:
         """Read rows."""
-        self.asked.append((start, stop))
+        self.reads.append((start, stop))
         super().read(opened, start, stop, out, buffer)
 
 
@@ -118,7 +118,7 @@ def test_a_weight_is_read_once_in_tiles_and_then_only_rows_that_share_a_block(tm
         for start, stop in pieces:
             out = np.empty((stop - start, columns), np.float32)
             nf4_numpy.ThroughNF4("weight", source, stored).read(opened, start, stop, out, new_buffer)
-    tiles, read = source.asked[: -len(pieces)], source.asked[-len(pieces) :]
+    tiles, read = source.reads[: -len(pieces)], source.reads[-len(pieces) :]
     assert read == [(8, 16), (8, 16), (8, 24), (5496, 5500)]  # eight rows are 25 blocks
     assert [start for start, _ in tiles] == [0, *(stop for _, stop in tiles[:-1])]
     assert tiles[-1][1] == rows
@@ -142,8 +142,8 @@ def sizes() -> list[int]:
 def test_the_mean_has_every_bit_of_torch_in_one_thread(one_thread: Any) -> None:
     values = np.abs(np.random.default_rng(0).normal(size=max(sizes()))).astype(np.float32)
     parts = [values[start : start + size] for size in sizes() for start in range(4 if size < 140 else 1)]
-    other = [len(part) for part in parts if mean(part) != one_thread.from_numpy(part).mean().numpy()]
-    assert not other
+    differing = [len(part) for part in parts if mean(part) != one_thread.from_numpy(part).mean().numpy()]
+    assert not differing
 
 
 def test_the_mean_has_every_bit_of_torch_where_its_blocks_become_longer(one_thread: Any) -> None:
@@ -155,5 +155,5 @@ def test_the_mean_has_every_bit_of_torch_where_its_blocks_become_longer(one_thre
 def test_the_mean_in_two_threads_is_that_of_one_below_32768_numbers_and_two_units_off_at_most_above(torch: Any) -> None:
     values = np.abs(np.random.default_rng(0).normal(size=max(sizes()))).astype(np.float32)
     for size in sizes():
-        found, theirs = mean(values[:size]), torch.from_numpy(values[:size]).mean().numpy()
-        assert abs(int(found.view(np.int32)) - int(theirs.view(np.int32))) <= (0 if size < 32_768 else 2)
+        our_mean, theirs = mean(values[:size]), torch.from_numpy(values[:size]).mean().numpy()
+        assert abs(int(our_mean.view(np.int32)) - int(theirs.view(np.int32))) <= (0 if size < 32_768 else 2)

@@ -58,20 +58,20 @@ def settings(dtype: str) -> Any:
     )
 
 
-def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+def same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Equal in names, types and bytes, but for the spaces after a state.
 
     The map of scales is what `torch.linspace` makes of it, which rounds otherwise on processors without AVX2.
     """
-    assert sorted(found) == sorted(wanted)
-    for name, array in wanted.items():
-        assert found[name].dtype == array.dtype, name
+    assert sorted(actual) == sorted(expected)
+    for name, array in expected.items():
+        assert actual[name].dtype == array.dtype, name
         if name.endswith(STATE):
-            assert found[name].tobytes().rstrip() == array.tobytes(), name
+            assert actual[name].tobytes().rstrip() == array.tobytes(), name
         elif name.endswith(".nested_quant_map"):
-            np.testing.assert_allclose(found[name], array, rtol=2.0**-22, err_msg=name)
+            np.testing.assert_allclose(actual[name], array, rtol=2.0**-22, err_msg=name)
         else:
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
+            np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
 
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -84,12 +84,12 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("which", MODELS)
-def test_it_is_what_transformers_makes_of_the_merge_in_16_bits(torch: Any, tmp_path: Path, which: str) -> None:
-    name, dtype, config = MODELS[which]
-    made = tiny.model(name, intermediate_size=128, **config).to(getattr(torch, dtype))
-    base = saved(made, tmp_path / "base")
-    tiny.adapter(made.float(), tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
+@pytest.mark.parametrize("model_kind", MODELS)
+def test_it_is_what_transformers_makes_of_the_merge_in_16_bits(torch: Any, tmp_path: Path, model_kind: str) -> None:
+    name, dtype, config = MODELS[model_kind]
+    model = tiny.model(name, intermediate_size=128, **config).to(getattr(torch, dtype))
+    base = saved(model, tmp_path / "base")
+    tiny.adapter(model.float(), tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     merge_into_base(adapters, base, tmp_path / "plain")
     merge_into_base(adapters, base, tmp_path / "ours", options=NF4)
@@ -99,11 +99,11 @@ def test_it_is_what_transformers_makes_of_the_merge_in_16_bits(torch: Any, tmp_p
     same(ours, expected)
     documents = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("ours", "theirs")]
     assert documents[0] == documents[1]
-    found, wanted = logits(loaded(tmp_path / "ours", dtype=getattr(torch, dtype))), logits(theirs)
+    our_logits, their_logits = logits(loaded(tmp_path / "ours", dtype=getattr(torch, dtype))), logits(theirs)
     if all(np.array_equal(ours[key], array) for key, array in expected.items() if key.endswith(".nested_quant_map")):
-        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(our_logits, their_logits)
     else:
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=2.0**-7 * np.abs(wanted).max())
+        np.testing.assert_allclose(our_logits, their_logits, rtol=0, atol=2.0**-7 * np.abs(their_logits).max())
 
 
 def test_the_layers_are_those_that_transformers_takes_of_every_known_architecture(torch: Any, tmp_path: Path) -> None:
@@ -113,24 +113,27 @@ def test_the_layers_are_those_that_transformers_takes_of_every_known_architectur
     from transformers.quantizers.base import HfQuantizer
 
     folder = read_folder(saved(tiny.model(), tmp_path / "base"))
-    for known in ARCHITECTURES:
-        for name, kind in known.classes.items():
+    for architecture in ARCHITECTURES:
+        for name, kind in architecture.classes.items():
             cls = getattr(transformers, name)
             numbers = {**tiny.CONFIG, **tiny.CONFIGS.get(name, {})}
             with torch.device("meta"):
-                made = cls(cls.config_class(**{key: value for key, value in numbers.items() if value is not None}))
-            weights = {path: Weight(path, tuple(one.shape), "BF16", tmp_path, 0, 0) for path, one in made.named_parameters()}
+                model = cls(cls.config_class(**{key: value for key, value in numbers.items() if value is not None}))
+            weights = {
+                path: Weight(path, tuple(parameter.shape), "BF16", tmp_path, 0, 0)
+                for path, parameter in model.named_parameters()
+            }
             spec = dataclasses.replace(folder.spec, architecture=name, model_type=kind)
-            skip = HfQuantizer.get_modules_to_not_convert(made, None, made._keep_in_fp32_modules)
-            replace_with_bnb_linear(made, modules_to_not_convert=skip, quantization_config=settings("float32"))
-            expected = {f"{path}.weight" for path, module in made.named_modules() if isinstance(module, Linear4bit)}
-            one = dataclasses.replace(folder, spec=spec)
-            vars(one)["weights"] = weights
-            if known.transposed or not expected:
-                with pytest.raises(AdapterhubError, match="transposed" if known.transposed else "no layer of Falcon"):
-                    weights_for_nf4(one)
+            skip = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+            replace_with_bnb_linear(model, modules_to_not_convert=skip, quantization_config=settings("float32"))
+            expected = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Linear4bit)}
+            changed_spec = dataclasses.replace(folder, spec=spec)
+            vars(changed_spec)["weights"] = weights
+            if architecture.transposed or not expected:
+                with pytest.raises(AdapterhubError, match="transposed" if architecture.transposed else "no layer of Falcon"):
+                    weights_for_nf4(changed_spec)
             else:
-                assert weights_for_nf4(one) == expected, name
+                assert weights_for_nf4(changed_spec) == expected, name
 
 
 def random_base(folder: Path, **config: Any) -> Path:
@@ -162,9 +165,9 @@ def deltas(share: float = 0.05) -> Adapter:
 def test_weights_of_any_shape_in_tiles_and_in_shards(torch: Any, tmp_path: Path, shard_size: int | None) -> None:
     from bitsandbytes import functional
 
-    base, asked = random_base(tmp_path / "base"), [(deltas(), 1.0)]
-    report = merge_into_base(asked, base, tmp_path / "out", options=dataclasses.replace(NF4, shard_size=shard_size))
-    merge_into_base(asked, base, tmp_path / "plain")
+    base, weighted = random_base(tmp_path / "base"), [(deltas(), 1.0)]
+    report = merge_into_base(weighted, base, tmp_path / "out", options=dataclasses.replace(NF4, shard_size=shard_size))
+    merge_into_base(weighted, base, tmp_path / "plain")
     expected = {}
     for name, array in tensors_of(tmp_path / "plain").items():
         if name == "model.norm.weight":
@@ -192,11 +195,13 @@ def test_weights_of_any_shape_in_tiles_and_in_shards(torch: Any, tmp_path: Path,
 def test_a_base_without_double_quantization_gets_it_where_it_changes(torch: Any, tmp_path: Path) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
-    made = tiny.model(hidden_size=128, intermediate_size=128).to(torch.bfloat16)
-    how = settings("bfloat16")
-    how.bnb_4bit_use_double_quant = False
-    loaded(saved(made, tmp_path / "plain"), dtype=torch.bfloat16, quantization_config=how).save_pretrained(tmp_path / "base")
-    tiny.adapter(made.float(), tmp_path / "adapter", target_modules=["q_proj"], strength=0.2)
+    model = tiny.model(hidden_size=128, intermediate_size=128).to(torch.bfloat16)
+    quantization = settings("bfloat16")
+    quantization.bnb_4bit_use_double_quant = False
+    loaded(saved(model, tmp_path / "plain"), dtype=torch.bfloat16, quantization_config=quantization).save_pretrained(
+        tmp_path / "base"
+    )
+    tiny.adapter(model.float(), tmp_path / "adapter", target_modules=["q_proj"], strength=0.2)
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     report = merge_into_base(adapters, tmp_path / "base", tmp_path / "out", options=NF4)
     states = {name: array for name, array in tensors_of(tmp_path / "out").items() if name.endswith("nested_absmax")}
@@ -216,11 +221,11 @@ def test_a_base_without_double_quantization_gets_it_where_it_changes(torch: Any,
 @pytest.fixture
 def in_nf4(torch: Any, tmp_path: Path) -> tuple[Path, Path]:
     """A base in NF4 that transformers wrote, and an adapter that changes a layer of it by half."""
-    made = tiny.model(hidden_size=128, intermediate_size=128).to(torch.bfloat16)
-    base = saved(made, tmp_path / "base")
+    model = tiny.model(hidden_size=128, intermediate_size=128).to(torch.bfloat16)
+    base = saved(model, tmp_path / "base")
     quantized = loaded(base, dtype=torch.bfloat16, quantization_config=settings("bfloat16"))
     quantized.save_pretrained(tmp_path / "nf4")
-    tiny.adapter(made.float(), tmp_path / "adapter", target_modules=["q_proj"], strength=0.2)
+    tiny.adapter(model.float(), tmp_path / "adapter", target_modules=["q_proj"], strength=0.2)
     return tmp_path / "nf4", tmp_path / "adapter"
 
 
@@ -232,16 +237,16 @@ def test_of_a_base_in_nf4_only_what_changes_is_quantized_again(torch: Any, tmp_p
     merge_into_base(adapters, base, tmp_path / "plain", options=Options(dequantize=True))
     report = merge_into_base(adapters, base, tmp_path / "out", options=NF4)
     assert len(report.touched) == 2
-    before, plain, found = (tensors_of(tmp_path / name) for name in ("nf4", "plain", "out"))
+    before, plain, requantized = (tensors_of(tmp_path / name) for name in ("nf4", "plain", "out"))
     changed = {name for name in before if name.split(".weight")[0].endswith("q_proj")}
     for name, array in before.items():
-        assert name in changed or np.array_equal(found[name], array), name
+        assert name in changed or np.array_equal(requantized[name], array), name
     for name in report.touched:
         weight = torch.from_numpy(plain[name].view(np.int16)).view(torch.bfloat16)
         packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-        np.testing.assert_array_equal(found[name], packed.numpy())
-        np.testing.assert_array_equal(found[f"{name}.absmax"], state.absmax.numpy())
-        assert json.loads(found[f"{name}{STATE}"].tobytes())["nested_offset"] == state.offset.item()
+        np.testing.assert_array_equal(requantized[name], packed.numpy())
+        np.testing.assert_array_equal(requantized[f"{name}.absmax"], state.absmax.numpy())
+        assert json.loads(requantized[f"{name}{STATE}"].tobytes())["nested_offset"] == state.offset.item()
     assert (base / "config.json").read_text().count("bnb_4bit") == (tmp_path / "out" / "config.json").read_text().count(
         "bnb_4bit"
     )
@@ -259,17 +264,17 @@ def test_of_a_base_in_fp8_what_it_stands_for_is_quantized(torch: Any, tmp_path: 
     tensors |= {f"{Q}.weight_scale": scale, f"{ODD}.weight_scale": scale}
     (tmp_path / "base").mkdir()
     safetensors_file.write(tmp_path / "base" / "model.safetensors", tensors, {"format": "pt"})
-    said = {**CONFIG, "quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}}
-    (tmp_path / "base" / "config.json").write_text(json.dumps(said))
-    asked = [(Adapter({ODD: deltas().deltas[ODD]}), 1.0)]
-    merge_into_base(asked, tmp_path / "base", tmp_path / "plain", options=Options(dequantize=True))
-    merge_into_base(asked, tmp_path / "base", tmp_path / "out", options=NF4)
-    found = tensors_of(tmp_path / "out")
+    compressed_config = {**CONFIG, "quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(compressed_config))
+    weighted = [(Adapter({ODD: deltas().deltas[ODD]}), 1.0)]
+    merge_into_base(weighted, tmp_path / "base", tmp_path / "plain", options=Options(dequantize=True))
+    merge_into_base(weighted, tmp_path / "base", tmp_path / "out", options=NF4)
+    quantized = tensors_of(tmp_path / "out")
     for name, array in tensors_of(tmp_path / "plain").items():
         weight = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-        np.testing.assert_array_equal(found[name], packed.numpy())
-        np.testing.assert_array_equal(found[f"{name}.absmax"], state.absmax.numpy())
+        np.testing.assert_array_equal(quantized[name], packed.numpy())
+        np.testing.assert_array_equal(quantized[f"{name}.absmax"], state.absmax.numpy())
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert (config["quant_method"], config["bnb_4bit_compute_dtype"]) == ("bitsandbytes", "bfloat16")
 
@@ -297,13 +302,13 @@ def test_a_small_change_of_full_precision_is_kept_in_nf4(tmp_path: Path, share: 
 
 
 def test_trained_in_nf4_the_errors_are_those_of_the_result(tmp_path: Path) -> None:
-    asked = [(deltas(), 1.0)]
+    weighted = [(deltas(), 1.0)]
     options = dataclasses.replace(NF4, trained_in="nf4")
-    change = prepare_merge(asked, random_base(tmp_path / "base"), options).report.touched[f"{Q}.weight"]
+    change = prepare_merge(weighted, random_base(tmp_path / "base"), options).report.touched[f"{Q}.weight"]
     assert change.original is not None
     assert 0.05 < change.original < 0.15
     with pytest.raises(AdapterhubError, match="of the adapter's change would be kept"):
-        prepare_merge(asked, tmp_path / "base", dataclasses.replace(options, as_trained=True))
+        prepare_merge(weighted, tmp_path / "base", dataclasses.replace(options, as_trained=True))
 
 
 def test_verify_merge_proves_it(torch: Any, tmp_path: Path, in_nf4: tuple[Path, Path]) -> None:
@@ -334,8 +339,10 @@ def test_where_the_layers_are_not_known_it_is_refused(tmp_path: Path, config: di
 
 
 def test_bitsandbytes_form_of_a_transposed_weight_is_refused(tmp_path: Path) -> None:
-    said = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    base = random_base(tmp_path / "base", architectures=["GPT2LMHeadModel"], model_type="gpt2", quantization_config=said)
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    base = random_base(
+        tmp_path / "base", architectures=["GPT2LMHeadModel"], model_type="gpt2", quantization_config=quantization
+    )
     with pytest.raises(AdapterhubError, match="transposed") as caught:
         prepare_merge([(deltas(), 1.0)], base, Options(dequantize=True))
     assert caught.value.exit_code == 6
@@ -345,12 +352,12 @@ def test_the_command_its_plan_and_its_recipe(run: Run, tmp_path: Path) -> None:
     random_base(tmp_path / "base")
     (tmp_path / "a").mkdir()
     peft.write(deltas(), tmp_path / "a")
-    asked = ("merge", "a", "--into", "base", "--requantize", "nf4")
-    plan = json.loads(run(*asked, "-o", "out", "--dry-run", "--json").stdout)
+    command = ("merge", "a", "--into", "base", "--requantize", "nf4")
+    plan = json.loads(run(*command, "-o", "out", "--dry-run", "--json").stdout)
     assert not (tmp_path / "out").exists()
-    assert run(*asked, "-o", "out").returncode == 0
+    assert run(*command, "-o", "out").returncode == 0
     assert plan["size"] == sum(array.nbytes for array in tensors_of(tmp_path / "out").values())
-    run(*asked, "--recipe-only", "-o", "out.json")
+    run(*command, "--recipe-only", "-o", "out.json")
     run("rebuild", "out.json", "--adapter", "a", "-o", "again")
     for path in (tmp_path / "out").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -19,16 +19,16 @@ from tests.merging.into_base.test_model_merge import K, Q, base_in, tensors_of
 QW, KW, TABLE = f"{Q}.weight", f"{K}.weight", "model.embed_tokens.weight"
 
 
-def of(name: str, found: tuple[WeightExtraction, ...]) -> WeightExtraction:
-    return next(one for one in found if one.name == name)
+def extraction_of(name: str, weights: tuple[WeightExtraction, ...]) -> WeightExtraction:
+    return next(weight for weight in weights if weight.name == name)
 
 
 def test_a_quantized_model_and_a_file_are_refused_by_name(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     shutil.copytree(base, tmp_path / "int8")
     config = json.loads((base / "config.json").read_text())
-    said = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
-    (tmp_path / "int8" / "config.json").write_text(json.dumps(said))
+    quantized_config = {**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (tmp_path / "int8" / "config.json").write_text(json.dumps(quantized_config))
     with pytest.raises(
         RefusedError, match="change in training is smaller than their rounding. Name the model in 16 or 32 bits"
     ):

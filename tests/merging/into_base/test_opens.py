@@ -45,11 +45,11 @@ def test_each_file_of_the_base_is_opened_twice_at_most(place: Path, run: Callabl
     if arguments[-1] == "out.gguf" and "base" in arguments:
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             (place / "base" / name).unlink()
-    found = opens(run, place, place, "merge", "adapter", *arguments, cwd=place)
-    base = {name: count for name, count in found.items() if name.startswith("base")}
+    counts = opens(run, place, place, "merge", "adapter", *arguments, cwd=place)
+    base = {name: count for name, count in counts.items() if name.startswith("base")}
     assert base
     assert max(base.values()) <= 2, base
-    adapter = {name: count for name, count in found.items() if name.startswith("adapter/")}
+    adapter = {name: count for name, count in counts.items() if name.startswith("adapter/")}
     assert adapter
     assert max(adapter.values()) <= 2, adapter
     shards = [name for name in base if name.endswith((".safetensors", ".gguf"))]
@@ -60,7 +60,7 @@ def test_each_file_of_the_base_is_opened_twice_at_most(place: Path, run: Callabl
 
 def test_the_weights_of_a_base_are_hashed_for_a_recipe_alone(place: Path, run: Callable[..., Any]) -> None:
     recipe = ("merge", "adapter", "--into", "base", "--recipe-only", "-o", "recipe.json")
-    found = opens(run, place, place, *recipe, cwd=place)
+    counts = opens(run, place, place, *recipe, cwd=place)
     files = json.loads((place / "recipe.json").read_text())["base"]["files"]
     assert all(file["digest"] for file in files)
-    assert {found[f"base/{file['path']}"] for file in files} == {3}  # and once more for the digest
+    assert {counts[f"base/{file['path']}"] for file in files} == {3}  # and once more for the digest

@@ -26,9 +26,9 @@ merge_into_base([(PLAIN, 1.0)], Path(base), Path(out), progress=wait if how == "
 """
 
 
-def in_a_process(base: Path, how: str) -> subprocess.Popen[str]:
+def in_a_process(base: Path, way: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", FUSE, str(base), str(base.parent / "out"), how],
+        [sys.executable, "-c", FUSE, str(base), str(base.parent / "out"), way],
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'converters'}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

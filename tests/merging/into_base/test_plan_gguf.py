@@ -60,10 +60,10 @@ def test_refused(tmp_path: Path, llama: Any, adapter: Adapter, form: str, says: 
 @pytest.mark.peer
 def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: Any) -> None:
     with GGUFFile(llama[1]) as file:
-        said = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        metadata = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors: dict[str, Any] = {name: file.tensor(name) for name in file.tensors}
     tensors["blk.0.attn_q.weight"] = QuantizedTensor("IQ4_NL", (64, 64), np.ones((64, 2 * 18), np.uint8))
-    gguf_output.write(tmp_path / "base.gguf", said, tensors)
+    gguf_output.write(tmp_path / "base.gguf", metadata, tensors)
     adapter = [(Adapter({Q: low_rank(scale=1e3)}), 1.0)]
     with pytest.raises(AdapterhubError, match="is IQ4_NL in the base, a type that cannot be written") as caught:
         prepare_merge(adapter, tmp_path / "base.gguf")
@@ -91,12 +91,12 @@ def test_options_that_a_gguf_has_no_use_for_are_refused(tmp_path: Path, options:
 
 def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
     table = RNG.normal(size=(16, 8)).astype(np.float32)
-    said = {
+    metadata = {
         "general.architecture": string_value("gemma"),
         "gemma.attention.head_count": u32_value(2),
         "gemma.rope.freq_base": f32_value(1e4),
     }
-    gguf_output.write(tmp_path / "base.gguf", said, {"token_embd.weight": table})
+    gguf_output.write(tmp_path / "base.gguf", metadata, {"token_embd.weight": table})
     delta = LowRankEmbedding(np.ones((2, 16), np.float32), np.ones((8, 2), np.float32), alpha=1)
     with pytest.raises(
         AdapterhubError, match="no output layer but the embedding table: merged, a change of one would act in both"
@@ -105,13 +105,13 @@ def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
 
 
 def test_experts_on_a_base_without_any_are_refused(tmp_path: Path) -> None:
-    said = {
+    metadata = {
         "general.architecture": string_value("qwen3moe"),
         "qwen3moe.expert_count": u32_value(2),
         "qwen3moe.attention.head_count": u32_value(2),
     }
     tensors = {"token_embd.weight": np.ones((16, 8), np.float32), "blk.0.ffn_gate_exps.weight": np.ones((2, 8, 8), np.float32)}
-    gguf_output.write(tmp_path / "base.gguf", said, tensors)
+    gguf_output.write(tmp_path / "base.gguf", metadata, tensors)
     for name, experts in (("down_proj", 2), ("gate_up_proj", 3)):
         lora_A, lora_B = np.ones((experts, 2, 8), np.float32), np.ones((experts, 16 if "up" in name else 8, 2), np.float32)
         delta = StackedLowRank(lora_A, lora_B, alpha=1, transposed_base=False)

@@ -124,7 +124,7 @@ def test_a_model_of_another_function_than_llama_cpp_s_code_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "said"),
+    ("name", "config", "note_text"),
     [
         ("MistralForCausalLM", {"sliding_window": 8}, "not to the last 8 tokens"),
         ("MistralForCausalLM", {"sliding_window": 256}, None),
@@ -135,12 +135,12 @@ def test_a_model_of_another_function_than_llama_cpp_s_code_is_refused(
         ("GptOssForCausalLM", {"rope_parameters": {**YARN, "truncate": False}}, "rounds the bounds"),
     ],
 )
-def test_what_long_texts_lose_is_reported(tmp_path: Path, name: str, config: dict[str, Any], said: str | None) -> None:
+def test_what_long_texts_lose_is_reported(tmp_path: Path, name: str, config: dict[str, Any], note_text: str | None) -> None:
     need_module("transformers")
     tiny.model(name, **config).save_pretrained(tmp_path / "hf")
     notes = prepare_merge([], tmp_path / "hf", Options(), gguf=True).write(tmp_path / "out.gguf").notes
-    assert [note for note in notes if "no tokenizer" not in note] == [note for note in notes if said and said in note]
-    assert bool(said) == (len(notes) == 2)
+    assert [note for note in notes if "no tokenizer" not in note] == [note for note in notes if note_text and note_text in note]
+    assert bool(note_text) == (len(notes) == 2)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_a_folder_that_lacks_a_tensor_is_refused(
     folder = shutil.copytree(bf16_llama[0], tmp_path / "hf")
     with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
         tensors = {tensor: np.array(file.tensor(tensor)) for tensor in file.tensors if not tensor.startswith(name)}
-    more = {name: np.zeros(shape, np.float32)} if shape else {}
-    safetensors_file.write(folder / "model.safetensors", {**tensors, **more}, {})
+    extra_tensors = {name: np.zeros(shape, np.float32)} if shape else {}
+    safetensors_file.write(folder / "model.safetensors", {**tensors, **extra_tensors}, {})
     with pytest.raises(RefusedError, match=message):
         written(folder, tmp_path / "out.gguf")
 
@@ -187,10 +187,10 @@ def test_integers_in_the_place_of_a_matrix_are_not_compared(tmp_path: Path, bf16
     folder, adapter = bf16_llama
     merge_into_base([(adapter, 1.0)], folder, tmp_path / "out.gguf")
     with GGUFFile(tmp_path / "out.gguf") as file:
-        kinds, said = file.header.kinds, file.header.metadata
+        kinds, values = file.header.kinds, file.header.metadata
         tensors = {name: np.array(file.tensor(name)) for name in file.tensors}
     tensors["blk.0.attn_q.weight"] = np.ones(tensors["blk.0.attn_q.weight"].shape, np.int32)
-    metadata = {key: MetadataValue(kinds[key], np.array(said[key]).tolist()) for key in said}
+    metadata = {key: MetadataValue(kinds[key], np.array(values[key]).tolist()) for key in values}
     gguf_output.write(tmp_path / "out.gguf", metadata, tensors)
     with pytest.raises(RefusedError, match=r"blk.0.attn_q.weight: is I32, a type without weights to compare"):
         merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "out.gguf")
@@ -256,7 +256,7 @@ def test_a_part_of_a_layer_that_is_missing_is_named(
     folder = tmp_path / "hf"
     tiny.model(name).save_pretrained(folder)
     with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
-        tensors = {one: np.array(file.tensor(one)) for one in file.tensors}
+        tensors = {tensor_name: np.array(file.tensor(tensor_name)) for tensor_name in file.tensors}
     del tensors[tensor]
     if shape:
         tensors[tensor] = np.zeros(shape, np.float32)

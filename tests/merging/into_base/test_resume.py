@@ -22,8 +22,8 @@ LAYERS = [f"model.layers.{number}.self_attn.q_proj" for number in range(4)]
 
 
 def adapter(scale: float = 1) -> Adapter:
-    ones = np.ones((2, 96), np.float32)
-    return Adapter({name: LowRank(ones * scale, ones.T.copy(), alpha=2 + number) for number, name in enumerate(LAYERS)})
+    all_ones = np.ones((2, 96), np.float32)
+    return Adapter({name: LowRank(all_ones * scale, all_ones.T.copy(), alpha=2 + number) for number, name in enumerate(LAYERS)})
 
 
 def base_in(folder: Path) -> Path:
@@ -52,7 +52,7 @@ merge_into_base([(adapter(), 1.0)], folder / "base", folder / "out", options=OPT
 """
 
 
-def interrupted(folder: Path, how: int) -> None:
+def interrupted(folder: Path, signal_number: int) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", MERGE, str(folder)],
         env={"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "converters")))},
@@ -60,24 +60,24 @@ def interrupted(folder: Path, how: int) -> None:
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "half way\n"
-        process.send_signal(how)
+        process.send_signal(signal_number)
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_what_was_finished_is_taken_over(tmp_path: Path, how: int) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_what_was_finished_is_taken_over(tmp_path: Path, signal_number: int) -> None:
     base = base_in(tmp_path / "base")
-    interrupted(tmp_path, how)
-    [left] = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
-    recorded = {note.name for note in (left / "finished").iterdir() if note.read_text()}  # the kill may leave an empty one
-    inodes = {path.stat().st_ino for path in left.glob("out/model-*") if path.name in recorded}
+    interrupted(tmp_path, signal_number)
+    [leftover] = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
+    recorded = {note.name for note in (leftover / "finished").iterdir() if note.read_text()}  # the kill may leave an empty one
+    inodes = {path.stat().st_ino for path in leftover.glob("out/model-*") if path.name in recorded}
     assert inodes
-    seen: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     report = merge_into_base(
-        [(adapter(), 1.0)], base, tmp_path / "out", options=OPTIONS, progress=lambda *done: seen.append(done)
+        [(adapter(), 1.0)], base, tmp_path / "out", options=OPTIONS, progress=lambda *counts: reports.append(counts)
     )
-    assert seen[0][0] > 0
-    assert seen[-1] == (report.size, report.size)
+    assert reports[0][0] > 0
+    assert reports[-1] == (report.size, report.size)
     shards = sorted((tmp_path / "out").glob("model-*"))
     assert inodes <= {path.stat().st_ino for path in shards}
     merge_into_base([(adapter(), 1.0)], base, tmp_path / "wanted", options=OPTIONS)
@@ -90,9 +90,9 @@ def test_what_was_finished_is_taken_over(tmp_path: Path, how: int) -> None:
 def test_what_is_not_the_same_is_made_again(tmp_path: Path, spoil: str) -> None:
     base = base_in(tmp_path / "base")
     interrupted(tmp_path, signal.SIGKILL)
-    [left] = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
+    [leftover] = [path for path in tmp_path.iterdir() if path.name.startswith(".out.")]
     if spoil == "a byte":
-        for path in left.glob("out/model-*"):
+        for path in leftover.glob("out/model-*"):
             path.write_bytes(path.read_bytes()[:-1] + b"x")
     elif spoil == "the base":
         os.utime(base / "model.safetensors", (1, 1))

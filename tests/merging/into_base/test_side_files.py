@@ -23,7 +23,7 @@ def test_side_files(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (base / "link.txt").symlink_to(tmp_path / "secret")
     report = merge_into_base([(PLAIN, 1.0)], base, tmp_path / "out")
-    there = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert there == {"config.json", "model.safetensors", "tokenizer.json", "sub/vocab.txt", "README.md"}
+    copied = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert copied == {"config.json", "model.safetensors", "tokenizer.json", "sub/vocab.txt", "README.md"}
     assert set(report.skipped) == {"pytorch_model.bin", "consolidated.safetensors", "adapter_config.json", "link.txt"}
     assert "pickle" in report.skipped["pytorch_model.bin"]

@@ -72,8 +72,12 @@ def test_experts_of_gpt_oss_in_mxfp4(torch: Any, tmp_path: Path) -> None:
     }
     tensors["model.norm.weight"] = np.ones(64, np.float32)
     base = written(tmp_path / "base", tensors, {"quant_method": "mxfp4"})
-    said = {**json.loads((base / "config.json").read_text()), "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss"}
-    (base / "config.json").write_text(json.dumps(said))
+    config_fields = {
+        **json.loads((base / "config.json").read_text()),
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+    }
+    (base / "config.json").write_text(json.dumps(config_fields))
     lora_A, lora_B = RNG.normal(size=(3, 2, 64)).astype(np.float32), RNG.normal(size=(3, 24, 2)).astype(np.float32)
     adapter = Adapter({name: StackedLowRank(lora_A, lora_B, alpha=2, transposed_base=True)})
     merge_into_base([(adapter, 1.0)], base, tmp_path / "out", options=FLOATS)

@@ -41,7 +41,7 @@ def weights_of(folder: Path, name: str) -> dict[str, np.ndarray]:
     import transformers
 
     model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32)
-    return {path: one.detach().numpy() for path, one in model.named_parameters(remove_duplicate=False)}
+    return {path: parameter.detach().numpy() for path, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 @pytest.mark.parametrize(("name", "config"), CASES, ids=[f"{name}-{number}" for number, (name, _) in enumerate(CASES)])
@@ -50,7 +50,10 @@ def test_a_merge_is_peft_s_whatever_the_files_call_the_modules(
 ) -> None:
     tiny.model(name).save_pretrained(tmp_path / "base")
     wrapped = tiny.adapter(tiny.model(name), tmp_path / "adapter", **config)
-    theirs = {path: one.detach().numpy() for path, one in wrapped.merge_and_unload().named_parameters(remove_duplicate=False)}
+    theirs = {
+        path: parameter.detach().numpy()
+        for path, parameter in wrapped.merge_and_unload().named_parameters(remove_duplicate=False)
+    }
     merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
     before, ours = weights_of(tmp_path / "base", name), weights_of(tmp_path / "out", name)
     changed = [path for path in theirs if not np.array_equal(before[path], theirs[path])]
@@ -76,8 +79,11 @@ def test_an_adapter_of_a_model_inside_the_base_s_is_merged(torch: Any, tmp_path:
     }
     (tmp_path / "base" / "config.json").write_text(json.dumps(whole))
     wrapped = tiny.adapter(tiny.model(name), tmp_path / "adapter", **config)
-    theirs = {path: one.detach().numpy() for path, one in wrapped.merge_and_unload().named_parameters(remove_duplicate=False)}
-    before = {path: one.detach().numpy() for path, one in tiny.model(name).named_parameters(remove_duplicate=False)}
+    theirs = {
+        path: parameter.detach().numpy()
+        for path, parameter in wrapped.merge_and_unload().named_parameters(remove_duplicate=False)
+    }
+    before = {path: parameter.detach().numpy() for path, parameter in tiny.model(name).named_parameters(remove_duplicate=False)}
     base = read_base(tmp_path / "base")
     report = checks.check(tmp_path / "adapter", base=base)
     assert [problem for problem in report.problems if problem.severity == "error"] == []

@@ -169,7 +169,7 @@ def test_llama_cpp_splits_a_text_as_the_tokenizer_does(tmp_path: Path, folder_of
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "wanted"),
+    ("name", "changes", "expected"),
     [
         (
             "Glm4MoeForCausalLM",
@@ -182,12 +182,12 @@ def test_llama_cpp_splits_a_text_as_the_tokenizer_does(tmp_path: Path, folder_of
     ],
 )
 def test_the_tokens_that_a_family_has_of_its_own_are_written(
-    tmp_path: Path, name: str, more: dict[str, Any], wanted: dict[str, Any]
+    tmp_path: Path, name: str, changes: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     need_module("tokenizers")
     folder = tmp_path / "hf"
     tiny.model(name, vocab_size=408).save_pretrained(folder)
-    changed(folder, **more)
+    changed(folder, **changes)
     document = of_bytes(next(split for split in byte_level.SPLITS if split.name == "llama-bpe"))
     named = {"[gMASK]": 402, "<|observation|>": 403}
     document["added_tokens"] += [{"id": number, "content": text, "special": True} for text, number in named.items()]
@@ -195,7 +195,7 @@ def test_the_tokens_that_a_family_has_of_its_own_are_written(
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
     keys, _ = contents(written(folder, tmp_path / "out.gguf"))
-    assert {key: keys[f"tokenizer.ggml.{key}"][1] for key in wanted} == wanted
+    assert {key: keys[f"tokenizer.ggml.{key}"][1] for key in expected} == expected
 
 
 def template(*single: Any, pair: Any = ()) -> dict[str, Any]:
@@ -234,7 +234,7 @@ for folder in sys.argv[1:]:
 
 @pytest.mark.peer
 def test_special_tokens_are_those_of_gguf_py(tmp_path: Path, converted: Converter) -> None:
-    scripts = llama_cpp_scripts.found()
+    scripts = llama_cpp_scripts.scripts_folder()
     assert scripts
     added = [{"id": 1, "content": "<s>"}, {"id": 2, "content": "</s>"}]
     model = {"eos_token_id": 2, "pad_token_id": None, "text_config": {"eos_token_id": 3, "pad_token_id": 0}}
@@ -248,12 +248,12 @@ def test_special_tokens_are_those_of_gguf_py(tmp_path: Path, converted: Converte
     environment = {**os.environ, "PYTHONPATH": str(scripts / "gguf-py")}
     result = subprocess.run(child, env=environment, check=True, capture_output=True, text=True)
     for folder, line in zip(folders, result.stdout.splitlines(), strict=True):
-        found = special_tokens.special_tokens(special_tokens.read_tokenizer(folder, model), None)
-        assert {key: value.value for key, value in found.items()} == json.loads(line), folder.name
+        our_tokens = special_tokens.special_tokens(special_tokens.read_tokenizer(folder, model), None)
+        assert {key: value.value for key, value in our_tokens.items()} == json.loads(line), folder.name
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("fields", "message"),
     [
         ({"model": {"type": "WordPiece", "vocab": {}}}, "a vocabulary of the kind WordPiece"),
         ({"model": {"type": "BPE", "byte_fallback": True}}, "a vocabulary of the kind BPE with byte fallback"),
@@ -271,9 +271,9 @@ def test_special_tokens_are_those_of_gguf_py(tmp_path: Path, converted: Converte
     ],
 )
 def test_a_tokenizer_that_is_not_understood_is_refused(
-    tmp_path: Path, folder_of: Any, more: dict[str, Any], message: str
+    tmp_path: Path, folder_of: Any, fields: dict[str, Any], message: str
 ) -> None:
-    folder = folder_of(tmp_path / "hf", of_bytes(byte_level.SPLITS[0], **more))
+    folder = folder_of(tmp_path / "hf", of_bytes(byte_level.SPLITS[0], **fields))
     with pytest.raises(AdapterhubError) as caught:
         written(folder, tmp_path / "out.gguf")
     assert message in str(caught.value)
@@ -310,33 +310,35 @@ def test_a_tokenizer_in_another_file_is_named(tmp_path: Path, name: str, bf16_ll
 
 
 @pytest.mark.parametrize(
-    ("name", "there", "says"),
+    ("name", "present_file", "says"),
     [
         ("GemmaForCausalLM", "tokenizer.json", "llama.cpp's gemma reads its vocabulary from tokenizer.model, which is missing"),
         ("GPT2LMHeadModel", "tokenizer.model", "llama.cpp's gpt2 reads its vocabulary from tokenizer.json, which is missing"),
     ],
 )
 def test_a_tokenizer_file_that_llama_cpp_does_not_read_for_a_family_is_not_enough(
-    tmp_path: Path, name: str, there: str, says: str
+    tmp_path: Path, name: str, present_file: str, says: str
 ) -> None:
     need_module("transformers")
     tiny.model(name).save_pretrained(tmp_path / "hf")
-    (tmp_path / "hf" / there).write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}')
+    (tmp_path / "hf" / present_file).write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}')
     with pytest.raises(RefusedError, match=f"{says}. Copy it from the original model"):
         written(tmp_path / "hf", tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize(
-    ("name", "there", "message"),
+    ("name", "present_tokens", "message"),
     [
         ("Glm4ForCausalLM", ["<|endoftext|>"], "tokenizer.json: the added token <|user|> of GLM-4 is missing"),
         ("Glm4MoeForCausalLM", ["[gMASK]"], "tokenizer.json: the added token <|user|> of GLM-4.5 is missing"),
     ],
 )
-def test_a_token_that_a_family_needs_and_lacks_is_named(tmp_path: Path, name: str, there: list[str], message: str) -> None:
+def test_a_token_that_a_family_needs_and_lacks_is_named(
+    tmp_path: Path, name: str, present_tokens: list[str], message: str
+) -> None:
     need_module("transformers")
     tiny.model(name).save_pretrained(tmp_path / "hf")
-    tokens = [{"id": number, "content": text} for number, text in enumerate(there)]
+    tokens = [{"id": number, "content": text} for number, text in enumerate(present_tokens)]
     (tmp_path / "hf/tokenizer.json").write_text(json.dumps({"added_tokens": tokens, "model": {}}))
     with pytest.raises(RefusedError) as caught:
         written(tmp_path / "hf", tmp_path / "out.gguf")

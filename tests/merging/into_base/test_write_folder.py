@@ -28,33 +28,33 @@ def logits(model: Any, tokens: list[int] = TOKENS) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        found: np.ndarray = model.eval()(torch.tensor([tokens])).logits[0].float().numpy()
-    return found
+        values: np.ndarray = model.eval()(torch.tensor([tokens])).logits[0].float().numpy()
+    return values
 
 
-def loaded(folder: Path, **how: Any) -> Any:
+def loaded(folder: Path, **options: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32, **how})
+    return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32, **options})
 
 
-def saved(made: Any, folder: Path) -> Path:
-    made.save_pretrained(folder)
+def saved(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
     return folder
 
 
 def tensors_of(folder: Path) -> dict[str, np.ndarray]:
-    found = {}
+    tensors = {}
     for path in weight_files(folder):
         with SafetensorsFile(path) as file:
-            found |= {name: file.tensor(name) for name in file.tensors}
-    return found
+            tensors |= {name: file.tensor(name) for name in file.tensors}
+    return tensors
 
 
-def close(found: np.ndarray, wanted: np.ndarray, plain: np.ndarray) -> None:
-    assert np.abs(wanted - plain).max() > 0.01 * np.abs(wanted).max(), "the adapter does nothing"
-    assert np.abs(found - wanted).max() < 2e-4 * np.abs(wanted).max()
+def close(actual: np.ndarray, expected: np.ndarray, plain: np.ndarray) -> None:
+    assert np.abs(expected - plain).max() > 0.01 * np.abs(expected).max(), "the adapter does nothing"
+    assert np.abs(actual - expected).max() < 2e-4 * np.abs(expected).max()
 
 
 TIED = {
@@ -71,9 +71,9 @@ RESIZED = {
 }
 
 
-def tied_adapter(torch: Any, made: Any, folder: Path, config: dict[str, Any]) -> Any:
+def tied_adapter(torch: Any, model: Any, folder: Path, config: dict[str, Any]) -> Any:
     """An adapter of peft's in `folder`, on a model whose tables are one, as if what it replaces had been trained."""
-    wrapped = tiny.adapter(made, folder, **config)
+    wrapped = tiny.adapter(model, folder, **config)
     with torch.no_grad():
         for key, parameter in wrapped.named_parameters():
             if "modules_to_save" in key or "trainable_tokens_delta" in key:
@@ -109,8 +109,8 @@ def test_a_resized_vocabulary_comes_along(torch: Any, tmp_path: Path, tie: bool,
     report = merge_into_base([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 133
     assert any("133 rows as in training" in note for note in report.notes)
-    found = logits(loaded(tmp_path / "out"), [3, 130, 132, 5])
-    assert np.abs(found - expected).max() < 2e-4 * np.abs(expected).max()
+    our_logits = logits(loaded(tmp_path / "out"), [3, 130, 132, 5])
+    assert np.abs(our_logits - expected).max() < 2e-4 * np.abs(expected).max()
 
 
 MOE = {
@@ -150,7 +150,7 @@ def test_single_experts_in_every_layout(torch: Any, tmp_path: Path, together: bo
     if together:
         stacked(base)
     stem = "model.layers.1.mlp.experts.2"
-    deltas, wanted = {}, dict(listed)
+    deltas, expected_tensors = {}, dict(listed)
     for module in ("gate_proj", "up_proj", "down_proj"):
         weight = listed[f"{stem}.{module}.weight"]
         delta = LowRank(
@@ -159,11 +159,11 @@ def test_single_experts_in_every_layout(torch: Any, tmp_path: Path, together: bo
             6,
         )
         deltas[f"{stem}.{module}"] = delta
-        wanted[f"{stem}.{module}.weight"] = weight + 2 * delta.lora_B @ delta.lora_A
+        expected_tensors[f"{stem}.{module}.weight"] = weight + 2 * delta.lora_B @ delta.lora_A
     merge_into_base([(Adapter(deltas), 1.0)], base, tmp_path / "out")
     (tmp_path / "wanted").mkdir()
     (tmp_path / "wanted" / "config.json").write_text((base / "config.json").read_text())
-    safetensors_file.write(tmp_path / "wanted" / "model.safetensors", wanted, {"format": "pt"})
+    safetensors_file.write(tmp_path / "wanted" / "model.safetensors", expected_tensors, {"format": "pt"})
     close(logits(loaded(tmp_path / "out")), logits(loaded(tmp_path / "wanted")), logits(loaded(base)))
 
 
@@ -221,8 +221,10 @@ def test_shards_of_a_size_with_their_index(torch: Any, llama: Any, trained: Any,
     assert not (tmp_path / "many" / "model.safetensors").exists()
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 3
-    tensors, many = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "many")
-    assert {name: array.tobytes() for name, array in tensors.items()} == {name: array.tobytes() for name, array in many.items()}
+    tensors, sharded = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "many")
+    assert {name: array.tobytes() for name, array in tensors.items()} == {
+        name: array.tobytes() for name, array in sharded.items()
+    }
     assert np.array_equal(logits(loaded(tmp_path / "one")), logits(loaded(tmp_path / "many")))
     merge_into_base([(adapter, 1.0)], tmp_path / "many", tmp_path / "single", options=Options(shard_size=10**9))
     assert [path.name for path in sorted((tmp_path / "single").glob("model*"))] == ["model.safetensors"]

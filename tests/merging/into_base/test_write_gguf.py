@@ -76,22 +76,22 @@ def test_what_a_gguf_adapter_cannot_express_goes_into_the_weights(
     tmp_path: Path, converted: Converter, name: str, modules: list[str]
 ) -> None:
     folder, gguf = converted_model(tmp_path, name, converted)
-    found = {
+    shapes = {
         target.removesuffix(".weight"): tensor.shape
         for target, tensor in read_base(folder).tensors.items()
         if target.removesuffix(".weight").endswith(tuple(modules))
     }
-    assert len(found) == 2 * len(modules)
-    adapter = Adapter({target: low_rank(*shape) for target, shape in found.items()})
+    assert len(shapes) == 2 * len(modules)
+    adapter = Adapter({target: low_rank(*shape) for target, shape in shapes.items()})
     merge_into_base([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
     expected = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
     for tensor, array in tensors_of(tmp_path / "out.gguf").items():
         np.testing.assert_allclose(array, expected[tensor], rtol=0, atol=2e-6, err_msg=tensor)
 
 
-def low_rank(m: int = 64, n: int = 64, r: int = 4, scale: float = 0.1, **more: Any) -> LowRank:
+def low_rank(m: int = 64, n: int = 64, r: int = 4, scale: float = 0.1, **fields: Any) -> LowRank:
     lora_A, lora_B = RNG.normal(size=(r, n)), scale * RNG.normal(size=(m, r))
-    return LowRank(lora_A.astype(np.float32), lora_B.astype(np.float32), **{"alpha": 4.0, **more})
+    return LowRank(lora_A.astype(np.float32), lora_B.astype(np.float32), **{"alpha": 4.0, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 def stored_as(gguf: Path, path: Path, form: str, *, only: str = "", **metadata: MetadataValue) -> Path:
     """The same model with its matrices in another type."""
     with GGUFFile(gguf) as file:
-        said = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        stored_metadata = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors: dict[str, Any] = {}
         for name, info in file.tensors.items():
             array = file.tensor(name)
@@ -118,7 +118,7 @@ def stored_as(gguf: Path, path: Path, form: str, *, only: str = "", **metadata: 
                 blocks = np.empty((len(array), Blocks(form).row_size(info.shape[-1])), np.uint8)
                 Blocks(form).encode(array, blocks)
                 tensors[name] = QuantizedTensor(form, info.shape, blocks)
-    gguf_output.write(path, said | {key.replace("__", "."): value for key, value in metadata.items()}, tensors)
+    gguf_output.write(path, stored_metadata | {key.replace("__", "."): value for key, value in metadata.items()}, tensors)
     return path
 
 
@@ -137,12 +137,12 @@ def test_llama_cpp_computes_base_plus_adapter_with_the_result(tmp_path: Path, ll
     gguf_lora.write(adapter, tmp_path / "a.gguf", base=read_base(gguf))
     merge_into_base([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
     expected = llama_cpp.logits(llama[1], TOKENS, tmp_path / "a.gguf")
-    found = llama_cpp.logits(tmp_path / "out.gguf", TOKENS)
+    our_logits = llama_cpp.logits(tmp_path / "out.gguf", TOKENS)
     effect = np.linalg.norm(expected - llama_cpp.logits(llama[1], TOKENS))
     assert effect > 1
     # What the type itself costs: the base in it against the base in float32, both under the adapter.
     cost = np.linalg.norm(expected - llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf"))
-    assert np.linalg.norm(found - expected) < 1e-3 * effect + 4 * cost
+    assert np.linalg.norm(our_logits - expected) < 1e-3 * effect + 4 * cost
 
 
 @pytest.mark.peer
@@ -150,14 +150,14 @@ def test_llama_cpp_computes_base_plus_adapter_with_the_result(tmp_path: Path, ll
 def test_a_sum_is_rounded_once(tmp_path: Path, llama: Any, form: str) -> None:
     gguf = stored_as(llama[1], tmp_path / "base.gguf", form)
     deltas = [Adapter({"lm_head": low_rank(128)}), Adapter({"lm_head": low_rank(128)})]
-    merge_into_base([(one, 0.5) for one in deltas], gguf, tmp_path / "out.gguf")
+    merge_into_base([(delta_adapter, 0.5) for delta_adapter in deltas], gguf, tmp_path / "out.gguf")
     wide = tensors_of(gguf)["output.weight"].astype(np.float32)
-    for one in deltas:
-        delta = one.deltas["lm_head"]
+    for delta_adapter in deltas:
+        delta = delta_adapter.deltas["lm_head"]
         wide += np.float32(0.5 * delta.scaling) * (delta.lora_B @ delta.lora_A)
-    found = tensors_of(tmp_path / "out.gguf")["output.weight"]
-    assert found.dtype == dtypes.NUMPY[form]
-    np.testing.assert_allclose(found.astype(np.float32), wide, rtol=2.0 ** (-11 if form == "F16" else -8), atol=1e-6)
+    summed = tensors_of(tmp_path / "out.gguf")["output.weight"]
+    assert summed.dtype == dtypes.NUMPY[form]
+    np.testing.assert_allclose(summed.astype(np.float32), wide, rtol=2.0 ** (-11 if form == "F16" else -8), atol=1e-6)
 
 
 @pytest.mark.peer
@@ -171,14 +171,14 @@ def test_blocks_are_those_of_ggml_s_own_quantizers(name: str) -> None:
     ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
     rows = RNG.normal(size=(64, 256)).astype(np.float32) * np.exp(RNG.normal(size=(64, 1))).astype(np.float32)
     rows[0], rows[1, ::2], rows[2] = 0, 0, 1e-7
-    wanted, found = (np.zeros((64, Blocks(name).row_size(256)), np.uint8) for _ in range(2))
-    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (rows, wanted))
+    their_blocks, our_blocks = (np.zeros((64, Blocks(name).row_size(256)), np.uint8) for _ in range(2))
+    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (rows, their_blocks))
     size = ggml.ggml_quantize_chunk(gguf_types.TYPES[name][0], *pointers, *(ctypes.c_int64(n) for n in (0, 64, 256)), None)
-    Blocks(name).encode(rows, found)
-    assert size == wanted.nbytes
-    assert found.tobytes() == wanted.tobytes()
+    Blocks(name).encode(rows, our_blocks)
+    assert size == their_blocks.nbytes
+    assert our_blocks.tobytes() == their_blocks.tobytes()
     values = np.empty_like(rows)
-    Blocks(name).decode(found, values)
+    Blocks(name).decode(our_blocks, values)
     assert np.abs(values - rows).max() < np.abs(rows).max() / 7
 
 
@@ -206,10 +206,10 @@ def test_metadata_order_alignment_and_untouched_bytes_stay(tmp_path: Path, llama
 @pytest.mark.peer
 def test_other_alignments_stay(tmp_path: Path, llama: Any) -> None:
     with GGUFFile(llama[1]) as file:
-        said = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
-        said["general.alignment"] = u32_value(128)
+        new_metadata = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        new_metadata["general.alignment"] = u32_value(128)
         order = [(name, info.type_name, info.shape) for name, info in file.tensors.items()]
-        head = gguf_output.header_bytes(said, order, 128)
+        head = gguf_output.header_bytes(new_metadata, order, 128)
         data = [file.raw(name).tobytes() for name in file.tensors]
     (tmp_path / "base.gguf").write_bytes(head + b"".join(raw + bytes(-len(raw) % 128) for raw in data))
     merge_into_base([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf")
@@ -230,9 +230,9 @@ def test_split_models_in_and_out(tmp_path: Path, llama: Any) -> None:
     assert len(parts) > 2
     assert parts[0].name == f"parts-00001-of-{len(parts):05}.gguf"
     assert llama_cpp.logits(parts[0], TOKENS).tobytes() == llama_cpp.logits(tmp_path / "one.gguf", TOKENS).tobytes()
-    nothing = Adapter({Q: low_rank(scale=1e-3)})
-    merge_into_base([(nothing, 1.0)], parts[0], tmp_path / "again.gguf")
-    merge_into_base([(nothing, 1.0)], tmp_path / "one.gguf", tmp_path / "wanted.gguf")
+    tiny_change = Adapter({Q: low_rank(scale=1e-3)})
+    merge_into_base([(tiny_change, 1.0)], parts[0], tmp_path / "again.gguf")
+    merge_into_base([(tiny_change, 1.0)], tmp_path / "one.gguf", tmp_path / "wanted.gguf")
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "wanted.gguf").read_bytes()
 
 
@@ -275,13 +275,13 @@ def test_dora_bias_rows_and_replaced_modules_as_peft_has_them(tmp_path: Path) ->
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 8), (8, 0), (2, 0, 8), (2**40, 0)])
 def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    said = {
+    metadata = {
         "general.architecture": string_value("llama"),
         "llama.attention.head_count": u32_value(2),
         "llama.block_count": u32_value(1),
     }
     tensors = {"blk.0.attn_q.weight": np.ones((64, 64), np.float32), "blk.0.attn_k.weight": np.ones(shape, np.float32)}
-    gguf_output.write(tmp_path / "base.gguf", said, tensors)
+    gguf_output.write(tmp_path / "base.gguf", metadata, tensors)
     merge_into_base(
         [(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0")
     )

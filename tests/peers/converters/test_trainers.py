@@ -17,7 +17,7 @@ _OLD = 7  # tests of litgpt before 0.5.7, whose module for q, k and v has anothe
 def test_what_torchtune_and_litgpt_compute_is_what_we_read() -> None:
     for module in ("torch", "transformers", "datasets"):
         need_module(module)
-    folder = peer_env.downloaded() if os.environ.get("ADAPTERHUB_REQUIRE_PEERS") else peer_env.found()
+    folder = peer_env.downloaded() if os.environ.get("ADAPTERHUB_REQUIRE_PEERS") else peer_env.installed_folder()
     if folder is None:
         missing("torchtune and litgpt", install="python -m tests.support.peer_env")
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "peer", "-p", "no:cacheprovider", "-p", "no:xdist", *_FILES]

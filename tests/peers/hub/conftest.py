@@ -36,8 +36,8 @@ def opened(tmp_path: Path, places: dict[str, Any]) -> Iterator[Callable[..., Sha
     """Open the storage of another process, in a folder of its own."""
     with ExitStack() as stack:
 
-        def opened(name: str = "one", **more: Any) -> SharedStorage:
-            settings = HubSettings(registry=tmp_path / name, **{**places, **more})
+        def opened(name: str = "one", **changed_settings: Any) -> SharedStorage:
+            settings = HubSettings(registry=tmp_path / name, **{**places, **changed_settings})
             return stack.enter_context(closing(open_storage(settings)))  # type: ignore[return-value]
 
         yield opened

@@ -35,14 +35,14 @@ def logged(opened: Open, places: dict[str, Any], adapter: Callable[..., Path], t
         registry.push(adapter(1), Ref("team/other"))
     for number in range(3):
         audit_log.record(storage.database, audit_log.Event("push", f"team/{number}"))
-    made = ah.sign_checkpoint(places["database"], tmp_path / "ends.json", tmp_path / "audit.key")
-    assert (made.names, made.entries, made.rows) == (2, 3, 3)
+    checkpoint = ah.sign_checkpoint(places["database"], tmp_path / "ends.json", tmp_path / "audit.key")
+    assert (checkpoint.names, checkpoint.entries, checkpoint.rows) == (2, 3, 3)
     return str(places["database"])
 
 
 def faults(url: str, tmp_path: Path) -> list[tuple[str, str]]:
-    found = ah.audit(url, checkpoint=tmp_path / "ends.json", keys=tmp_path / "audit.pub")
-    return [(fault.where, fault.kind) for fault in found.faults]
+    audit = ah.audit(url, checkpoint=tmp_path / "ends.json", keys=tmp_path / "audit.pub")
+    return [(fault.where, fault.kind) for fault in audit.faults]
 
 
 def test_logs_that_went_on_after_a_checkpoint_are_whole_and_are_not_changed(
@@ -52,9 +52,9 @@ def test_logs_that_went_on_after_a_checkpoint_are_whole_and_are_not_changed(
         registry.push(adapter(3), Ref("team/sql"))
     before = [postgres.sql(logged, f"SELECT * FROM {table} ORDER BY id") for table in TABLES]
     assert faults(logged, tmp_path) == []
-    found = ah.audit(logged)
-    assert (found.ok, found.entries, found.rows) == (True, 4, 3)
-    assert found.where == logged.replace("postgres@", "")
+    audit = ah.audit(logged)
+    assert (audit.ok, audit.entries, audit.rows) == (True, 4, 3)
+    assert audit.where == logged.replace("postgres@", "")
     assert before == [postgres.sql(logged, f"SELECT * FROM {table} ORDER BY id") for table in TABLES]
 
 

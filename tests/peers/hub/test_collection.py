@@ -47,11 +47,11 @@ def storage(opened: Callable[..., SharedStorage]) -> SharedStorage:
 
 @pytest.fixture
 def registry(storage: SharedStorage) -> Iterator[Registry]:
-    with storage.registry() as found:
-        yield found
+    with storage.registry() as opened_registry:
+        yield opened_registry
 
 
-def there(storage: SharedStorage) -> set[str]:
+def stored_digests(storage: SharedStorage) -> set[str]:
     return {f"sha256:{key.rpartition('/')[2]}" for key, *_ in storage.bucket.objects("blobs/sha256")}
 
 
@@ -65,20 +65,20 @@ def test_what_no_version_needs_any_more_goes_and_comes_back_when_it_is_pushed_ag
     storage: SharedStorage, registry: Registry, adapter: Callable[..., Path]
 ) -> None:
     registry.push(adapter(1), Ref("team/sql"))
-    kept = there(storage)
+    needed = stored_digests(storage)
     registry.push(adapter(2), Ref("team/other"))
-    both = there(storage)
+    needed_and_unneeded = stored_digests(storage)
     registry.rm(Ref("team/other"))
     planned = collect(storage, grace=0, dry_run=True)
-    assert there(storage) == both
+    assert stored_digests(storage) == needed_and_unneeded
     swept = collect(storage, grace=0)
-    assert there(storage) == kept
-    assert planned.blobs == swept.blobs == len(both - kept)
+    assert stored_digests(storage) == needed
+    assert planned.blobs == swept.blobs == len(needed_and_unneeded - needed)
     assert planned.size == swept.size > 0
     assert collect(storage, grace=0).blobs == 0
     forget(storage)
     registry.push(adapter(2), Ref("team/again"))
-    assert there(storage) == both
+    assert stored_digests(storage) == needed_and_unneeded
 
 
 def test_a_second_gc_reads_only_what_was_pushed_since(
@@ -111,17 +111,21 @@ def test_versions_that_another_machine_dropped_since_the_last_gc_are_not_needed(
     for seed in range(2):
         registry.push(adapter(seed), Ref(f"team/a{seed}"))
     collect(storage, grace=0)
-    needed = there(storage)
-    other = opened("two")
-    with other.registry() as elsewhere:
+    needed = stored_digests(storage)
+    other_storage = opened("two")
+    with other_storage.registry() as elsewhere:
         elsewhere.rm(Ref("team/a0"))
         elsewhere.push(adapter(2), Ref("team/a2"))
-        collect(other, grace=0)
+        collect(other_storage, grace=0)
         elsewhere.rm(Ref("team/a2"))
     collect(storage, grace=0)
     version = registry.resolve(Ref("team/a1"))
     manifest = registry.oci_manifest(version)
-    assert there(storage) == {version.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)} < needed
+    assert (
+        stored_digests(storage)
+        == {version.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
+        < needed
+    )
 
 
 def test_what_was_stored_noted_or_let_go_within_the_grace_period_stays(
@@ -129,11 +133,11 @@ def test_what_was_stored_noted_or_let_go_within_the_grace_period_stays(
 ) -> None:
     registry.push(adapter(1), Ref("team/sql"))
     registry.rm(Ref("team/sql"))
-    assert collect(storage, grace=24).waiting == len(there(storage)) > 0
-    noted = min(there(storage))
+    assert collect(storage, grace=24).waiting == len(stored_digests(storage)) > 0
+    noted = min(stored_digests(storage))
     storage.database.execute("UPDATE held SET time = 'infinity' WHERE digest = ?", noted)
     collect(storage, grace=0)
-    assert there(storage) == {noted}
+    assert stored_digests(storage) == {noted}
 
 
 def test_parts_of_uploads_go_once_no_client_can_go_on_with_them(
@@ -157,7 +161,7 @@ def test_versions_that_need_not_be_kept_go_with_their_blobs(
     assert [str(ref) for ref in swept.dropped] == ["team/sql:v1", "team/sql:v2"]
     version = registry.resolve(Ref("team/sql"))
     manifest = registry.oci_manifest(version)
-    assert there(storage) == {version.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
+    assert stored_digests(storage) == {version.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
 
 
 def test_uploads_and_commits_of_a_hub_that_serves_stay(
@@ -171,7 +175,7 @@ def test_uploads_and_commits_of_a_hub_that_serves_stay(
         client.ask("POST", "/api/repos/create", {"name": "team/sql"})
         assert client.send("team/sql", weights).status == 200  # type: ignore[union-attr]
         collect(storage, grace=0)
-        assert f"sha256:{hashlib.sha256(weights).hexdigest()}" in there(storage)
+        assert f"sha256:{hashlib.sha256(weights).hexdigest()}" in stored_digests(storage)
         assert client.push("team/sql", adapter(1)).status == 200
         assert client.ask("GET", "/team/notes/resolve/main/README.md").data == note
         client.ask("DELETE", "/api/repos/delete", {"name": "team/sql"})
@@ -186,16 +190,16 @@ def test_who_stores_a_blob_that_is_being_removed_waits_and_stores_it(storage: Sh
     digest, _ = storage.store().put_bytes(data)
     forget(storage)
     with ThreadPoolExecutor(1) as pool:
-        with storage.database.lock_unnoted([digest], 0) as gone:
-            assert gone == [digest]
+        with storage.database.lock_unnoted([digest], 0) as removed:
+            assert removed == [digest]
             storing = pool.submit(storage.store().put_bytes, data)
             while postgres.sql("postgres", "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == "0":
                 assert not storing.done()
             storage.bucket.remove(blob_key(digest))
         storing.result()
-    assert there(storage) == {digest}
-    with storage.database.lock_unnoted([digest], 1) as gone:
-        assert gone == []
+    assert stored_digests(storage) == {digest}
+    with storage.database.lock_unnoted([digest], 1) as removed:
+        assert removed == []
 
 
 def test_a_new_database_in_place_of_a_lost_one_removes_nothing(
@@ -203,10 +207,10 @@ def test_a_new_database_in_place_of_a_lost_one_removes_nothing(
 ) -> None:
     registry.push(adapter(1), Ref("team/sql"))
     new = opened("new", database=postgres.database())
-    before = there(new)
+    before = stored_digests(new)
     with pytest.raises(RefusedError, match="which the database lacks"):
         collect(new, grace=0)
-    assert there(new) == before
+    assert stored_digests(new) == before
 
 
 def test_the_command_says_what_it_removed(
@@ -216,7 +220,7 @@ def test_the_command_says_what_it_removed(
     registry.rm(Ref("team/sql"))
     env = {**places["environ"], "ADAPTERHUB_DATABASE": places["database"], "ADAPTERHUB_BLOBS": places["blobs"]}
     document = json.loads(run("--registry", "copies", "hub", "gc", "--json", env=env).stdout)
-    assert (document["blobs"], document["waiting"]) == (0, len(there(storage)))
+    assert (document["blobs"], document["waiting"]) == (0, len(stored_digests(storage)))
 
 
 def test_a_grace_period_that_is_too_short_is_refused(storage: SharedStorage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,9 +167,9 @@ def test_each_command_does_at_a_shared_hub_what_it_does_in_a_folder(
         folder = shutil.copytree(inputs, tmp_path / str(len(printed)))
         results = []
         for line in STEPS.strip().splitlines():
-            done = run(*line.split(), cwd=folder, env=environment, code=None)
-            assert done.returncode == 0, (line, done.stderr)
-            text = (done.stdout + done.stderr).replace(f"created the registry {location}\n", "")
+            result = run(*line.split(), cwd=folder, env=environment, code=None)
+            assert result.returncode == 0, (line, result.stderr)
+            text = (result.stdout + result.stderr).replace(f"created the registry {location}\n", "")
             text = re.sub("permissions +ok\n", "", text)  # of hub.db, a file
             for part in (str(folder), location, location.split()[0]):
                 text = text.replace(part, "REGISTRY")
@@ -186,8 +186,8 @@ def test_a_login_is_approved_in_a_folder_and_at_a_shared_hub(run: Run, tmp_path:
         run("--registry", place.registry, "hub", "user", "add", "ada", env=environment)
         with closing(open_database(place)) as database:
             device, code = device_logins.begin(database, "192.0.2.1")
-            told = run("--registry", place.registry, "hub", "approve", code, "--as", "ada", env=environment).stdout
-            assert "a program at 192.0.2.1 may act for ada" in told
+            output = run("--registry", place.registry, "hub", "approve", code, "--as", "ada", env=environment).stdout
+            assert "a program at 192.0.2.1 may act for ada" in output
             assert device_logins.collect(database, device).account == "ada"
 
 
@@ -265,10 +265,10 @@ def test_a_gateway_over_a_shared_hub_sees_what_others_push(shared: dict[str, str
     settings = HubSettings(
         tmp_path / "gateway", database=shared["ADAPTERHUB_DATABASE"], blobs=shared["ADAPTERHUB_BLOBS"], environ=shared
     )
-    other = HubSettings(tmp_path / "other", database=settings.database, blobs=settings.blobs, environ=shared)
+    other_settings = HubSettings(tmp_path / "other", database=settings.database, blobs=settings.blobs, environ=shared)
     lookup = RegistryLookup(Workspace(tmp_path / "gateway", opener=lambda: open_registry(settings)))
     try:
-        with open_registry(other) as registry:
+        with open_registry(other_settings) as registry:
             digests = [registry.push(inputs / name, Ref("team/sql")).digest for name in ("one", "two")]
             assert asyncio.run(lookup.find(Ref("team/sql"))).digest == digests[1]
             registry.tag(Ref("team/sql", number=1), "prod")

@@ -27,8 +27,8 @@ def url(postgres: Postgres) -> str:
 @pytest.fixture
 def database(url: str) -> Iterator[HubDatabase]:
     """The tables of a hub in PostgreSQL."""
-    with closing(PostgresDatabase(url)) as found:
-        yield found
+    with closing(PostgresDatabase(url)) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -38,21 +38,21 @@ def opener(url: str) -> Opener:
 
 
 def test_a_second_process_finds_what_the_first_one_made(url: str, postgres: Postgres) -> None:
-    with closing(PostgresDatabase(url)) as one, closing(PostgresDatabase(url)) as other:
-        one.execute("INSERT INTO xet_epochs (id, since) VALUES ('a', 1)")
-        assert other.select("SELECT id FROM xet_epochs") == [("a",)]
-        assert one.identity == other.identity
+    with closing(PostgresDatabase(url)) as first, closing(PostgresDatabase(url)) as second:
+        first.execute("INSERT INTO xet_epochs (id, since) VALUES ('a', 1)")
+        assert second.select("SELECT id FROM xet_epochs") == [("a",)]
+        assert first.identity == second.identity
     assert postgres.sql(url, "SELECT version FROM hub") == str(len(MIGRATIONS))
 
 
 def test_of_racing_entries_one_is_in_the_log(url: str) -> None:
-    with closing(PostgresDatabase(url)) as one, closing(PostgresDatabase(url)) as other:
-        assert one.append("refs", "team/sql", 1, b"one")
-        assert not other.append("refs", "team/sql", 1, b"other")
-        assert other.append("bases", "team/sql", 1, b"\0")
-        found = other.rows_after(0, 10)
-        assert [(row.log, row.seq, row.raw) for row in found] == [("refs", 1, b"one"), ("bases", 1, b"\0")]
-        assert one.rows_after(found[0].id, 10) == found[1:] == other.rows_of_name("bases", "team/sql", 1)
+    with closing(PostgresDatabase(url)) as first, closing(PostgresDatabase(url)) as second:
+        assert first.append("refs", "team/sql", 1, b"one")
+        assert not second.append("refs", "team/sql", 1, b"other")
+        assert second.append("bases", "team/sql", 1, b"\0")
+        rows = second.rows_after(0, 10)
+        assert [(row.log, row.seq, row.raw) for row in rows] == [("refs", 1, b"one"), ("bases", 1, b"\0")]
+        assert first.rows_after(rows[0].id, 10) == rows[1:] == second.rows_of_name("bases", "team/sql", 1)
 
 
 def test_reading_goes_on_after_the_server_closed_its_connections(database: HubDatabase, postgres: Postgres) -> None:
@@ -61,16 +61,16 @@ def test_reading_goes_on_after_the_server_closed_its_connections(database: HubDa
 
 
 def test_who_has_seen_a_row_has_seen_all_before_it(url: str) -> None:
-    with closing(PostgresDatabase(url)) as one, closing(PostgresDatabase(url)) as other, ThreadPoolExecutor(8) as pool:
-        made = [pool.submit((one, other)[n % 2].append, "refs", f"team/a{n}", 1, b"x") for n in range(200)]
-        seen, last = [], 0
-        while len(seen) < 200:
-            done = all(future.done() for future in made)
-            rows = one.rows_after(last, 50)
-            assert rows or not done
-            seen += [row.name for row in rows]
+    with closing(PostgresDatabase(url)) as first, closing(PostgresDatabase(url)) as second, ThreadPoolExecutor(8) as pool:
+        appends = [pool.submit((first, second)[n % 2].append, "refs", f"team/a{n}", 1, b"x") for n in range(200)]
+        names, last = [], 0
+        while len(names) < 200:
+            are_done = all(future.done() for future in appends)
+            rows = first.rows_after(last, 50)
+            assert rows or not are_done
+            names += [row.name for row in rows]
             last = rows[-1].id if rows else last
-        assert sorted(seen) == sorted(f"team/a{n}" for n in range(200))
+        assert sorted(names) == sorted(f"team/a{n}" for n in range(200))
 
 
 def test_a_statement_that_the_server_refuses_is_one_error(database: HubDatabase) -> None:

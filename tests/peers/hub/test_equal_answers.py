@@ -50,8 +50,8 @@ class Recording:
         sending = Sending(self.hub.url, token)
         ask = sending.ask
 
-        def recorded(method: str, path: str, body: Any = None, **more: Any) -> Answer:
-            answer = ask(method, path, body, **more)
+        def recorded(method: str, path: str, body: Any = None, **options: Any) -> Answer:
+            answer = ask(method, path, body, **options)
             headers = {name.lower(): value for name, value in answer.headers.items() if name.lower() not in _APART}
             about = [method, path, str(answer.status), json.dumps(headers, sort_keys=True), answer.data.decode("latin-1")]
             text = " ".join(about).replace(self.hub.url, "http://hub").replace(self.hub.url.partition("//")[2], "hub")
@@ -65,13 +65,13 @@ class Recording:
         """The words that only a run like this may have."""
         return {word for line in self.lines for word in _MADE.findall(line)}
 
-    def beside(self, other: Recording) -> Iterator[str]:
+    def beside(self, other_recording: Recording) -> Iterator[str]:
         """The lines, with a number in place of each word that the other run has not."""
-        shared, numbers = other.words(), itertools.count()
+        shared, numbers = other_recording.words(), itertools.count()
         places: dict[str, str] = {}
 
-        def place(found: re.Match[str]) -> str:
-            word = found[0]
+        def place(match: re.Match[str]) -> str:
+            word = match[0]
             return word if word in shared else places.setdefault(word, f"<{next(numbers)}>")
 
         return (_MADE.sub(place, line) for line in self.lines)
@@ -84,16 +84,22 @@ def reads(names: list[str], digests: list[str]) -> list[tuple[str, str]]:
         "/api/models-tags-by-type", "/api/whoami-v2", "/api/users/alice/overview", "/api/organizations/team/overview",
         "/v2/", "/v2/_catalog?n=2", "/", "/?q=sql", "/-/bases", "/team", "/nobody", "/no/such/page", "/api/datasets/team/sql",
     ]  # fmt: skip
-    found = [("GET", path) for path in of_hub]
+    requests = [("GET", path) for path in of_hub]
     for name in names:
-        found += [("GET", f"/api/models/{name}{rest}") for rest in ("", "/refs", "/commits/main", "/tree/main?recursive=true")]
-        found += [("GET", f"/api/models/{name}/revision/{revision}") for revision in ("v1", "none", *map(commit_id, digests))]
-        found += [(method, f"/{name}/resolve/main/{path}") for method in ("HEAD", "GET") for path in (WEIGHTS, "README.md")]
-        found += [("GET", f"/v2/{name}/{rest}") for rest in ("tags/list", "manifests/latest", "manifests/v1", "manifests/none")]
-        found += [("HEAD", f"/v2/{name}/manifests/{digest}") for digest in digests]
-        found += [("GET", f"/v2/{name}/referrers/{digest}") for digest in digests]
-        found += [("GET", f"/{name}{rest}") for rest in ("", "/versions", "/tree/main", "/v/1")]
-    return found
+        requests += [
+            ("GET", f"/api/models/{name}{suffix}") for suffix in ("", "/refs", "/commits/main", "/tree/main?recursive=true")
+        ]
+        requests += [
+            ("GET", f"/api/models/{name}/revision/{revision}") for revision in ("v1", "none", *map(commit_id, digests))
+        ]
+        requests += [(method, f"/{name}/resolve/main/{path}") for method in ("HEAD", "GET") for path in (WEIGHTS, "README.md")]
+        requests += [
+            ("GET", f"/v2/{name}/{suffix}") for suffix in ("tags/list", "manifests/latest", "manifests/v1", "manifests/none")
+        ]
+        requests += [("HEAD", f"/v2/{name}/manifests/{digest}") for digest in digests]
+        requests += [("GET", f"/v2/{name}/referrers/{digest}") for digest in digests]
+        requests += [("GET", f"/{name}{suffix}") for suffix in ("", "/versions", "/tree/main", "/v/1")]
+    return requests
 
 
 def run(hub: Running, folder: Path) -> Recording:
@@ -187,29 +193,29 @@ def by_oci(alice: Sending, eve: Sending, adapter: Path) -> None:
         client.ask("HEAD", f"/v2/{name}/blobs/{digest}")
         return digest
 
-    def put(name: str, document: dict[str, Any] | bytes, reference: str) -> None:
+    def put_manifest(name: str, document: dict[str, Any] | bytes, reference: str) -> None:
         raw = document if isinstance(document, bytes) else json.dumps(document).encode()
         alice.ask("PUT", f"/v2/{name}/manifests/{reference}", raw, content_type=MANIFEST_TYPE)
 
     manifest = oci_manifest.build(adapter)
     for path in sorted(adapter.iterdir()):
         put_blob("team/sql", path.read_bytes())
-    put("team/sql", manifest.raw, "early")
+    put_manifest("team/sql", manifest.raw, "early")
     put_blob("team/sql", manifest.config_bytes)
     for layer in manifest.layers:
         if not (adapter / layer.path).exists():
             put_blob("team/sql", b"another")
-    put("team/sql", manifest.raw, "early")
+    put_manifest("team/sql", manifest.raw, "early")
     layer = put_blob("team/tool", b"a layer")
     put_blob("team/tool", b"{}")
     put_blob("team/sql", b"not mine", eve)
     layers = [{"mediaType": "text/plain", "digest": layer, "size": 7}]
-    put("team/tool", image(layers=layers), "one")
+    put_manifest("team/tool", image(layers=layers), "one")
     raw = json.dumps(image(layers=layers)).encode()
     subject = {"mediaType": MANIFEST_TYPE, "digest": f"sha256:{hashlib.sha256(raw).hexdigest()}", "size": len(raw)}
-    put("team/tool", image(layers=[EMPTY], subject=subject, artifactType="text/x-note"), "note")
-    put("team/tool", image(layers=[{**layers[0], "digest": f"sha256:{'3' * 64}"}]), "broken")
-    put("team/tool", b"{", "broken")
+    put_manifest("team/tool", image(layers=[EMPTY], subject=subject, artifactType="text/x-note"), "note")
+    put_manifest("team/tool", image(layers=[{**layers[0], "digest": f"sha256:{'3' * 64}"}]), "broken")
+    put_manifest("team/tool", b"{", "broken")
     alice.ask("POST", f"/v2/team/again/blobs/uploads/?mount={layer}&from=team/tool")
     eve.ask("POST", f"/v2/eve/again/blobs/uploads/?digest=sha256:{'4' * 64}", b"other bytes")
     for path in ("tags/list", "tags/list?n=1", "manifests/one", "manifests/note", f"referrers/{subject['digest']}"):
@@ -232,7 +238,7 @@ def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_both_storages_give_the_same_answers_to_one_run(timeless: None, places: dict[str, Any], tmp_path: Path) -> None:
     with serving(tmp_path / "folder") as of_folder, serving(tmp_path / "shared", **places) as of_bucket:
-        result, found = run(of_folder, tmp_path / "run"), run(of_bucket, tmp_path / "again")
-    assert len(result.lines) == len(found.lines) > 500
-    for theirs, ours in zip(found.beside(result), result.beside(found), strict=True):
+        result, again = run(of_folder, tmp_path / "run"), run(of_bucket, tmp_path / "again")
+    assert len(result.lines) == len(again.lines) > 500
+    for theirs, ours in zip(again.beside(result), result.beside(again), strict=True):
         assert theirs == ours

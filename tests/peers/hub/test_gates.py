@@ -24,8 +24,8 @@ FILE, MODEL = "/team/sql/resolve/main/adapter_config.json", "/api/models/team/sq
 @pytest.fixture
 def hubs(tmp_path: Path, places: dict[str, Any]) -> Iterator[tuple[Running, Running]]:
     """Two processes of a hub, as far as they share nothing but a database and a bucket."""
-    with serving(tmp_path / "one", **places) as one, serving(tmp_path / "other", **places) as other:
-        yield one, other
+    with serving(tmp_path / "one", **places) as first, serving(tmp_path / "other", **places) as second:
+        yield first, second
 
 
 def test_what_one_process_is_told_the_other_knows_at_once(
@@ -33,12 +33,12 @@ def test_what_one_process_is_told_the_other_knows_at_once(
 ) -> None:
     monkeypatch.setattr(popularity, "_TTL", 0.0)
     monkeypatch.setattr(popularity, "_PAUSE", 0)
-    one, other = hubs
-    with one.registry() as registry:
+    first, second = hubs
+    with first.registry() as registry:
         registry.push(adapter(1), Ref("team/sql"))
         registry.push(adapter(2), Ref("team/other"))
-    admin, ada = Tenant(one, "team", "admin"), Tenant(other, "ada")
-    ada.token = other.make_token("ada", "read", kind="personal")
+    admin, ada = Tenant(first, "team", "admin"), Tenant(second, "ada")
+    ada.token = second.make_token("ada", "read", kind="personal")
     assert ada.get(FILE).status_code in (200, 302)
     gate = {"mode": "manual", "terms": "Be good: 100 % \u2713"}
     admin.request("PUT", "/api/adapterhub/v1/names/team/sql/gate", json=gate).raise_for_status()
@@ -50,7 +50,7 @@ def test_what_one_process_is_told_the_other_knows_at_once(
     by = {"requestId": request["requestId"], "status": "accepted"}
     admin.post(f"{MODEL}/user-access-request/handle", json=by).raise_for_status()
     assert ada.get(FILE).status_code in (200, 302)
-    with closing(open_database(one.settings)) as database:
+    with closing(open_database(first.settings)) as database:
         assert [(row.account, row.name) for row in read_log.reads(database, account="ada", name="team/sql")] != []
         with pytest.raises(ConflictError, match="accepted already"):
             gates.decide(database, "team/sql", "ada", gates.ACCEPTED, decider="team")
@@ -63,7 +63,7 @@ def test_what_one_process_is_told_the_other_knows_at_once(
     assert ada.get(FILE.replace("/sql/", "/new/")).status_code in (200, 302)
     admin.post("/api/models/team/new/user-access-request/handle", json={"user": "ada", "status": "rejected"})
     assert ada.get(FILE.replace("/sql/", "/new/")).status_code == 403
-    with closing(open_database(one.settings)) as database:
+    with closing(open_database(first.settings)) as database:
         accounts.remove(database, "ada")
         assert gates.gated_names(database) == ("team/new",)
         assert gates.find_request(database, "team/new", "ada") is None

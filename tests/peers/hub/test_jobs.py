@@ -24,12 +24,12 @@ pytestmark = pytest.mark.peer
 @pytest.fixture
 def database(postgres: Postgres) -> Iterator[PostgresDatabase]:
     """An empty database."""
-    with closing(PostgresDatabase(postgres.database())) as found:
-        yield found
+    with closing(PostgresDatabase(postgres.database())) as opened:
+        yield opened
 
 
 def test_two_processes_over_one_database_make_a_form_once(
     tmp_path: Path, places: dict[str, Any], adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(tmp_path / "one", **places) as server, serving(tmp_path / "other", **places) as other:
-        check_made_once([server, other], adapter(1), monkeypatch)
+    with serving(tmp_path / "one", **places) as server, serving(tmp_path / "other", **places) as other_server:
+        check_made_once([server, other_server], adapter(1), monkeypatch)

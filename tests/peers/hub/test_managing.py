@@ -23,25 +23,25 @@ pytestmark = pytest.mark.peer
 def hubs(tmp_path: Path, places: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Running, Running]]:
     """Two processes of a hub, as far as they share nothing but a database and a bucket."""
     monkeypatch.setattr(access_control, "_TTL", 0.0)
-    with serving(tmp_path / "one", **places) as one, serving(tmp_path / "other", **places) as other:
-        yield one, other
+    with serving(tmp_path / "one", **places) as first, serving(tmp_path / "other", **places) as second:
+        yield first, second
 
 
 def test_what_one_process_is_told_the_other_knows(hubs: tuple[Running, Running]) -> None:
-    one, other = hubs
-    root, boss = Person(one, "root", everywhere="admin"), Person(one, "boss", team="admin")
+    first, second = hubs
+    root, boss = Person(first, "root", everywhere="admin"), Person(first, "boss", team="admin")
     invited = root.send("/accounts", account="ada", roles={"team": "read"}).json()
-    ada = Person(other, "eve")
+    ada = Person(second, "eve")
     ada.token = invited["token"]
     assert ada.show("/account")["roles"] == {"team": "read", "ada": "admin"}
     assert boss.put("/namespaces/team/members/ada", role="write").status_code == 200
     assert ada.show("/account")["roles"]["team"] == "write"
     assert boss.delete("/namespaces/team/members/boss").json()["code"] == "last-admin"
-    made = ada.send("/account/tokens", name="laptop", role="read", days=1).json()
+    new_token = ada.send("/account/tokens", name="laptop", role="read", days=1).json()
     assert [token["name"] for token in ada.show("/account/tokens")["tokens"]] == ["invitation", "laptop"]
-    assert ada.delete(f"/account/tokens/{made['id']}").status_code == 200
+    assert ada.delete(f"/account/tokens/{new_token['id']}").status_code == 200
     assert boss.put("/namespaces/team/quota-request", max_bytes=10**9).status_code == 200
-    assert [asked["namespace"] for asked in root.show("/storage")["quota_requests"]] == ["team"]
+    assert [quota_request["namespace"] for quota_request in root.show("/storage")["quota_requests"]] == ["team"]
     assert root.put("/namespaces/team/quota", max_bytes=10**9).status_code == 200
     assert boss.send("/namespaces/team/webhooks", url="https://hooks.example/x").status_code == 201
     job: Any = {"issuer": "https://gitlab.com", "claims": {"project_path": "org/x"}}
@@ -56,16 +56,16 @@ def test_what_one_process_is_told_the_other_knows(hubs: tuple[Running, Running])
 
 
 def test_a_name_is_taken_down_kept_and_restored(hubs: tuple[Running, Running], adapter: Callable[..., Path]) -> None:
-    one, other = hubs
-    with one.registry() as registry:
+    first, second = hubs
+    with first.registry() as registry:
         registry.push(adapter(1), Ref("team/sql"))
-    boss, elsewhere = Person(one, "boss", team="admin"), Person(other, "eve", team="admin")
+    boss, elsewhere = Person(first, "boss", team="admin"), Person(second, "eve", team="admin")
     for hub in hubs:
         requests.get(f"{hub.url}/team/sql/resolve/main/adapter_model.safetensors", timeout=60).raise_for_status()
         Person(hub, "ann").show("/names/team/sql/downloads")
     assert [count["count"] for count in elsewhere.show("/names/team/sql/downloads")["counts"]] == [2]
     assert boss.put("/names/team/sql/retention", keep=3).json() == {"name": "team/sql", "keep": 3, "ttl": None}
-    page = Visitor(other).signed_in(elsewhere.token)
+    page = Visitor(second).signed_in(elsewhere.token)
     assert "the 3 newest and tagged versions" in page.get("/-/adapters/team/sql").text
     assert boss.delete("/names/team/sql").status_code == 200
     assert "was removed" in page.get("/-/adapters/team/sql").text
@@ -74,11 +74,11 @@ def test_a_name_is_taken_down_kept_and_restored(hubs: tuple[Running, Running], a
 
 
 def test_a_text_is_edited_and_proposed_at_either_process(hubs: tuple[Running, Running], adapter: Callable[..., Path]) -> None:
-    one, other = hubs
-    with one.registry() as registry:
+    first, second = hubs
+    with first.registry() as registry:
         registry.push(adapter(1), Ref("team/sql"))
-    reader, writer = Person(one, "ann", team="read"), Person(other, "boss", team="write")
-    at_one, at_other = Visitor(one).signed_in(reader.token), Visitor(other).signed_in(writer.token)
+    reader, writer = Person(first, "ann", team="read"), Person(second, "boss", team="write")
+    at_one, at_other = Visitor(first).signed_in(reader.token), Visitor(second).signed_in(writer.token)
     forms = "/-/adapters/team/sql"
     parent = parent_in(at_one.get(f"{forms}/edit/README.md"))
     fields = {"csrf": at_one.csrf(), "parent": parent, "text": "# Better\r\n"}

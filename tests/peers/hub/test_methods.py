@@ -16,6 +16,6 @@ pytestmark = pytest.mark.peer
 def test_every_method_of_the_client_works_or_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     with serving(tmp_path / "hub") as hub:
-        found = hf_methods.outcomes(hub, tmp_path)
-    assert {name: words for name, (kind, words) in found.items() if kind == hf_methods.BAD} == {}
-    assert (ROOT / "docs" / "hub-methods.md").read_text() == hf_methods.page(found)
+        outcomes = hf_methods.outcomes(hub, tmp_path)
+    assert {name: words for name, (kind, words) in outcomes.items() if kind == hf_methods.BAD} == {}
+    assert (ROOT / "docs" / "hub-methods.md").read_text() == hf_methods.page(outcomes)

@@ -74,7 +74,7 @@ def test_a_hub_moves_in_and_out_with_every_byte(folder: Path, tmp_path: Path, en
         assert access_tokens.list_tokens(before) == access_tokens.list_tokens(after)
     with Registry.open(folder) as before, Registry.open(tmp_path / "back") as after:
         assert before.list() == after.list()
-        assert not [found for found in fsck.fsck(after) if found.severity == "error"]
+        assert not [finding for finding in fsck.fsck(after) if finding.severity == "error"]
 
 
 def test_a_hub_that_moved_in_serves_what_it_served(folder: Path, tmp_path: Path, places: dict[str, Any], ends: Any) -> None:

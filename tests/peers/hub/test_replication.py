@@ -23,11 +23,11 @@ def test_what_is_pushed_to_either_process_is_at_the_target_once(
     monkeypatch.setattr(replication, "_INTERVAL", 0.2)
     with serving(tmp_path / "target") as target:
         options = {**places, "replications": (to_hub(target),)}
-        with serving(tmp_path / "one", **options) as one, serving(tmp_path / "two", **options) as two:
+        with serving(tmp_path / "one", **options) as first, serving(tmp_path / "two", **options) as second:
             for number in range(6):
-                with (one, two)[number % 2].registry() as registry:
+                with (first, second)[number % 2].registry() as registry:
                     registry.push(make(f"a{number}", number), Ref.parse(f"team/sql:t{number}"))
-            with one.registry() as source, target.registry() as copies:
+            with first.registry() as source, target.registry() as copies:
 
                 def listed(registry: Registry) -> list[Any]:
                     registry.refresh()

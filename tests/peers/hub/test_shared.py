@@ -37,10 +37,10 @@ AWAY = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS
 
 
 def test_a_move_of_one_process_is_seen_by_the_next_request_of_another(opened: Open, adapter: Callable[..., Path]) -> None:
-    first, other = opened("one"), opened("other")
-    with first.registry() as mine, other.registry() as theirs:
+    first, second = opened("one"), opened("other")
+    with first.registry() as mine, second.registry() as theirs:
         pushed = mine.push(adapter(1), Ref("team/sql"))
-        other.refresh(theirs)
+        second.refresh(theirs)
         assert theirs.resolve(Ref("team/sql")).digest == pushed.digest
         assert [row.name for row in theirs.list()] == ["team/sql"]
         again = theirs.push(adapter(2), Ref("team/sql"), expect=pushed.digest)
@@ -76,16 +76,16 @@ def test_an_entry_whose_writer_was_killed_before_its_mirror_had_it_is_there(open
 
 
 def test_a_version_that_cannot_be_fetched_now_is_indexed_once_it_can(opened: Open, adapter: Callable[..., Path]) -> None:
-    first, other = opened("one"), opened("other")
-    with first.registry() as mine, other.registry() as theirs:
+    first, second = opened("one"), opened("other")
+    with first.registry() as mine, second.registry() as theirs:
         mine.push(adapter(1), Ref("team/sql"))
-        bucket = other._blobs.bucket
-        other._blobs.bucket = open_bucket("s3://bucket/away", AWAY)
-        other._blobs.bucket._retries = 0  # or it waits for minutes
+        bucket = second._blobs.bucket
+        second._blobs.bucket = open_bucket("s3://bucket/away", AWAY)
+        second._blobs.bucket._retries = 0  # or it waits for minutes
         with pytest.raises(RemoteError):
-            other.refresh(theirs)
-        other._blobs.bucket = bucket
-        other.refresh(theirs)
+            second.refresh(theirs)
+        second._blobs.bucket = bucket
+        second.refresh(theirs)
         assert theirs.list() == mine.list()
 
 
@@ -130,7 +130,7 @@ def test_a_hub_whose_database_was_away_answers_again_at_the_first_request(
     with serving(tmp_path / "hub", **places) as hub:
         client = Sending(hub.url, hub.token)
         assert client.push("team/sql", adapter(1)).status == 200
-        asked = [
+        requests = [
             lambda: client.push("team/sql", adapter(2)),
             lambda: client.ask("GET", "/api/models/team/sql"),
             lambda: client.ask("GET", "/v2/team/sql/manifests/latest"),
@@ -138,7 +138,7 @@ def test_a_hub_whose_database_was_away_answers_again_at_the_first_request(
         ]
         postgres.stop()
         try:
-            for answer in [ask() for ask in asked]:
+            for answer in [ask() for ask in requests]:
                 words = answer.data.decode()
                 assert answer.status == 503
                 assert ("no connection to the database" in words, "postgresql" in words) == (True, False)
@@ -146,7 +146,7 @@ def test_a_hub_whose_database_was_away_answers_again_at_the_first_request(
             assert client.ask("GET", "/ready").status == 503
         finally:
             postgres.start()
-        assert [ask().status for ask in asked] == [200] * len(asked)
+        assert [ask().status for ask in requests] == [200] * len(requests)
         with hub.registry() as registry:
             assert [row.number for row in registry.list("team/sql")] == [2, 1]
 

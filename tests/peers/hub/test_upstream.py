@@ -35,8 +35,8 @@ def upstream() -> Iterator[Faulty]:
 def hubs(tmp_path: Path, places: dict[str, Any], upstream: Faulty) -> Iterator[list[Running]]:
     """Two processes of a hub, with folders of their own."""
     settings = {**places, "upstream": ModelUpstream(upstream.url, "cache", age=0.0)}
-    with serving(tmp_path / "one", **settings) as one, serving(tmp_path / "other", **settings) as other:
-        yield [one, other]
+    with serving(tmp_path / "one", **settings) as first, serving(tmp_path / "other", **settings) as second:
+        yield [first, second]
 
 
 def get(hub: Running, **headers: str) -> Answer:
@@ -61,14 +61,21 @@ def test_another_process_has_what_one_has_fetched_also_without_the_upstream(
     with urllib.request.urlopen(answer.headers["location"]) as stored:
         assert stored.read() == DATA
     assert upstream.downloads == [""]
-    here, there = metrics(hubs[0]), metrics(hubs[1])
-    assert here['hub_upstream_reads_total{source="fetched"}'] == there['hub_upstream_reads_total{source="bucket"}'] == 1
-    assert (here["hub_upstream_received_bytes_total"], there["hub_upstream_received_bytes_total"]) == (len(DATA), 0)
-    assert here["hub_upstream_kept_bytes"] == there["hub_upstream_kept_bytes"] > len(DATA)
+    first_metrics, second_metrics = metrics(hubs[0]), metrics(hubs[1])
+    assert (
+        first_metrics['hub_upstream_reads_total{source="fetched"}']
+        == second_metrics['hub_upstream_reads_total{source="bucket"}']
+        == 1
+    )
+    assert (first_metrics["hub_upstream_received_bytes_total"], second_metrics["hub_upstream_received_bytes_total"]) == (
+        len(DATA),
+        0,
+    )
+    assert first_metrics["hub_upstream_kept_bytes"] == second_metrics["hub_upstream_kept_bytes"] > len(DATA)
 
 
 def test_huggingface_hub_gets_the_model_from_either_process(tmp_path: Path, hubs: list[Running], upstream: Faulty) -> None:
-    upstream.others["config.json"] = b'{"model_type": "tiny"}'
+    upstream.other_files["config.json"] = b'{"model_type": "tiny"}'
     for number, hub in enumerate(hubs):
         folder = Path(client(hub, tmp_path).snapshot_download(NAME, cache_dir=tmp_path / f"cache-{number}"))
         assert (folder / PATH).read_bytes() == DATA
@@ -102,11 +109,11 @@ def test_files_of_the_upstream_stay_out_of_a_gc_and_within_their_limit(
 ) -> None:
     monkeypatch.setattr(shared_files, "_SPARED_SECONDS", 0.0)
     settings = {**places, "upstream": ModelUpstream(upstream.url, "cache", age=0.0, max_bytes=3_000_000)}
-    with serving(tmp_path / "one", **settings) as one, serving(tmp_path / "other", **settings) as other:
-        assert get(one).data == DATA
+    with serving(tmp_path / "one", **settings) as first, serving(tmp_path / "other", **settings) as second:
+        assert get(first).data == DATA
         upstream.listed = DATA[::-1]
-        assert get(other).data == DATA[::-1]
-        kept = metrics(one)["hub_upstream_kept_bytes"]
-        assert len(DATA) < kept < 3_000_000
-        assert get(one).data == DATA[::-1]
+        assert get(second).data == DATA[::-1]
+        kept_bytes = metrics(first)["hub_upstream_kept_bytes"]
+        assert len(DATA) < kept_bytes < 3_000_000
+        assert get(first).data == DATA[::-1]
     assert upstream.downloads == ["", ""]

@@ -35,8 +35,8 @@ def their_trainer(settings: train_config.TrainConfig, model: Any, folder: Path) 
         max_length=MAX_LENGTH, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, fp16=False,
         gradient_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
-    given = Dataset.from_list([PAIRS[number] for number in order(len(PAIRS), STEPS * ROWS, train.seed)])
-    return DPOTrainer(model, args=words, train_dataset=given, processing_class=tokenizer)
+    pairs = Dataset.from_list([PAIRS[number] for number in order(len(PAIRS), STEPS * ROWS, train.seed)])
+    return DPOTrainer(model, args=words, train_dataset=pairs, processing_class=tokenizer)
 
 
 def test_losses_of_twenty_steps_are_trls(tmp_path: Path, tiny_base: Path) -> None:

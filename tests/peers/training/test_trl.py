@@ -83,14 +83,14 @@ def test_losses_of_twenty_steps_are_trls_and_peft_takes_both_adapters_for_one(tm
 
     settings = whole(tiny_base)
     settings = replace(settings, train=replace(settings.train, rows=ROWS, micro_rows=2))
-    first, made, losses = our_run(settings)
+    first, trained_model, losses = our_run(settings)
     trainer = their_trainer(settings, peft_model(settings, first), tmp_path)
     trainer.train()
     assert losses == pytest.approx([line["loss"] for line in trainer.state.log_history if "loss" in line], abs=1e-5)
 
     trainer.save_model(str(tmp_path / "theirs"))
     (tmp_path / "ours").mkdir()
-    peft_format.write(adapter_transfer.trained_adapter(settings, made), tmp_path / "ours")
+    peft_format.write(adapter_transfer.trained_adapter(settings, trained_model), tmp_path / "ours")
     ids, logits = torch.arange(3, 43)[None], []
     for folder in ("ours", "theirs"):
         fresh = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)

@@ -55,12 +55,12 @@ WAYS: dict[str, Callable[[Registry, Make], object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("of", ["registry", "caller"])
+@pytest.mark.parametrize("policy_owner", ["registry", "caller"])
 def test_every_way_to_the_tag_is_refused_with_what_is_missing_and_moves_nothing(
-    way: str, of: str, registry: Registry, make: Make
+    way: str, policy_owner: str, registry: Registry, make: Make
 ) -> None:
     require(registry, "approvals = 1")
-    if of == "caller":
+    if policy_owner == "caller":
         policy: Policy = settings_file.read(registry.root / PROJECT).policy
         (registry.root / PROJECT).unlink()
         registry.gate.rules_of_caller = lambda: policy
@@ -127,8 +127,8 @@ def test_no_method_of_a_catalog_moves_the_tag_but_back(registry: Registry) -> No
         called.add(name)
         for ref in refs:
             for seq in numbers:
-                others = {"rule": KeepRule(1), **dict.fromkeys(("text", "reason", "message"), "x")}
-                chosen = {"ref": ref, "tag": "prod", "name": "team/sql", "new": "team/other", "seq": seq, **others}
+                other_arguments = {"rule": KeepRule(1), **dict.fromkeys(("text", "reason", "message"), "x")}
+                chosen = {"ref": ref, "tag": "prod", "name": "team/sql", "new": "team/other", "seq": seq, **other_arguments}
                 arguments = {key: chosen[key] for key in parameters if key in chosen}
                 try:
                     method(**arguments)

@@ -22,7 +22,7 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def wanted(folder: Path, **words: Any) -> EngineOptions:
+def options_of(folder: Path, **words: Any) -> EngineOptions:
     weights = folder / "base"
     options = {"engine": "auto", "environ": {"PATH": str(folder)}, "weights": weights, **words}
     return EngineOptions(base=folders.base(weights), name="base", folder=folder / "engine", **options)
@@ -60,5 +60,5 @@ def test_an_engine_that_cannot_be_is_refused_with_what_to_do(
     tmp_path: Path, words: dict[str, Any], kind: type[AdapterhubError], code: str, says: str
 ) -> None:
     with pytest.raises(kind, match=says) as refused:
-        engine_for_base.open_engine(wanted(tmp_path, **words))
+        engine_for_base.open_engine(options_of(tmp_path, **words))
     assert refused.value.code == code

@@ -42,7 +42,7 @@ class Peer(Server):
         if path == "/v1/load_lora_adapter" and self.load_status:
             return self.load_status, {}
         if path == "/v1/completions" and body["prompt"] == "x":
-            self.asked.append(body["model"])
+            self.requested_models.append(body["model"])
             if self.breaks:
                 raise asyncio.IncompleteReadError(b"", 1)  # which ends the connection
             return self.status, {"model": body["model"]}
@@ -73,8 +73,8 @@ class Lab:
         (self.folder / "instruct/tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
         return str(self.folder / "instruct")
 
-    def asked(self) -> dict[str, int]:
-        return {name: len(peer.asked) for name, peer in self.peers.items()}
+    def request_counts(self) -> dict[str, int]:
+        return {name: len(peer.requested_models) for name, peer in self.peers.items()}
 
 
 @asynccontextmanager
@@ -168,7 +168,7 @@ def test_an_engine_with_another_base_is_never_asked_until_it_has_the_right_one(
         async with started(lab, lab.addresses()) as pool:
             assert [await status(pool) for _ in range(20)] == [(200, "b")] * 20
             assert up(pool) == {"a": False, "b": True}
-            assert lab.asked() == {"a": 0, "b": 20}
+            assert lab.request_counts() == {"a": 0, "b": 20}
             lab.peers["a"].root = str(tmp_path / "base")
             while not up(pool)["a"]:
                 await asyncio.sleep(0.05)
@@ -319,7 +319,7 @@ def test_what_an_engine_refuses_no_other_is_asked(tmp_path: Path, code: int) -> 
         async with started(lab, lab.addresses()) as pool:
             lab.peers["a"].status = code
             assert await status(pool) == (code, "a")
-            assert lab.asked() == {"a": 1, "b": 0}
+            assert lab.request_counts() == {"a": 1, "b": 0}
             assert up(pool) == {"a": True, "b": True}
 
     run(tmp_path, use)
@@ -367,7 +367,7 @@ def test_a_request_that_ends_engines_ends_two_at_most(tmp_path: Path) -> None:
                 peer.breaks = True
             with pytest.raises(EngineDownError):
                 await status(pool)
-            assert lab.asked() == {"a": 2, "b": 2, "c": 0, "d": 0}  # a client repeats what an idle connection broke
+            assert lab.request_counts() == {"a": 2, "b": 2, "c": 0, "d": 0}  # a client repeats what an idle connection broke
             assert pool.requests == {"a": 1, "b": 1}
 
     run(tmp_path, use, "abcd")
@@ -428,11 +428,11 @@ def test_an_engine_that_is_removed_while_it_loads_a_version_ends_that_and_if_it_
 ) -> None:
     async def use(lab: Lab) -> None:
         a, b = lab.addresses()
-        begun, going_on = asyncio.Event(), asyncio.Event()
+        has_begun, going_on = asyncio.Event(), asyncio.Event()
 
         async def wait(path: str, body: Mapping[str, Any]) -> None:
             if path == "/v1/load_lora_adapter":
-                begun.set()
+                has_begun.set()
                 await going_on.wait()
                 if is_killed:
                     raise asyncio.IncompleteReadError(b"", 1)  # which ends the connection
@@ -442,7 +442,7 @@ def test_an_engine_that_is_removed_while_it_loads_a_version_ends_that_and_if_it_
         async with started(lab, [], a, b) as pool:
             client = cast(Vllm, pool.members[0].engine).client
             load = asyncio.create_task(pool.ensure(lab.version("c")))
-            await begun.wait()
+            await has_begun.wait()
             pool.change([b])
             await asyncio.sleep(0.1)
             going_on.set()

@@ -85,7 +85,7 @@ def test_a_blend_and_a_stream_and_a_conversation(gateway: Gateway, models: Model
 
 
 @pytest.mark.parametrize(
-    ("more", "status", "param"),
+    ("extra_fields", "status", "param"),
     [
         ({"prompt": "x" * 5000}, 400, "max_tokens"),
         ({"max_tokens": 0}, 400, "max_tokens"),
@@ -93,8 +93,8 @@ def test_a_blend_and_a_stream_and_a_conversation(gateway: Gateway, models: Model
         ({"prompt": [10_000]}, 400, "prompt"),
     ],
 )
-def test_what_it_cannot_answer_is_named(gateway: Gateway, more: dict[str, Any], status: int, param: str) -> None:
-    reply = complete(gateway, "base", **{"prompt": "x", **more})
+def test_what_it_cannot_answer_is_named(gateway: Gateway, extra_fields: dict[str, Any], status: int, param: str) -> None:
+    reply = complete(gateway, "base", **{"prompt": "x", **extra_fields})
     assert (reply.status, reply.document["error"]["param"]) == (status, param)
 
 

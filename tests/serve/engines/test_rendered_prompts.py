@@ -49,11 +49,11 @@ def sent(body: Mapping[str, Any], prompt: TrainedPrompt, base: BaseSpec, path: s
 
 @pytest.mark.parametrize("path", [CHAT, "/tokenize"])
 def test_the_text_of_the_adapter_s_own_template_is_sent_and_the_rest_stays(base: BaseSpec, path: str) -> None:
-    more = {"reasoning_effort": "low", "stream": True, "logprobs": True, "response_format": {"type": "json_object"}}
-    found = sent({**TURNS, **more}, OWN, base, path)
-    assert found == {
+    extra_fields = {"reasoning_effort": "low", "stream": True, "logprobs": True, "response_format": {"type": "json_object"}}
+    sent_body = sent({**TURNS, **extra_fields}, OWN, base, path)
+    assert sent_body == {
         **TURNS,
-        **more,
+        **extra_fields,
         "chat_template": "{{ adapterhub_prompt }}",
         "chat_template_kwargs": {"mood": "calm", "adapterhub_prompt": "<s>2020 calm hi 1low"},
     }
@@ -85,15 +85,15 @@ def test_vllm_stops_at_the_mark_that_the_adapter_s_template_writes_after_an_answ
 
 
 def test_a_client_s_options_count_before_those_of_the_training(base: BaseSpec) -> None:
-    found = sent({**TURNS, "chat_template_kwargs": {"mood": "wild", "other": 1}}, OWN, base)["chat_template_kwargs"]
-    assert found == {"mood": "wild", "other": 1, "adapterhub_prompt": "<s>2020 wild hi 1"}
-    found = sent({**TURNS, "chat_template_kwargs": {"other": 1}}, replace(OWN, template=None, date=None), base)
-    assert found == {**TURNS, "chat_template_kwargs": {"mood": "calm", "other": 1}}
+    sent_body = sent({**TURNS, "chat_template_kwargs": {"mood": "wild", "other": 1}}, OWN, base)["chat_template_kwargs"]
+    assert sent_body == {"mood": "wild", "other": 1, "adapterhub_prompt": "<s>2020 wild hi 1"}
+    sent_body = sent({**TURNS, "chat_template_kwargs": {"other": 1}}, replace(OWN, template=None, date=None), base)
+    assert sent_body == {**TURNS, "chat_template_kwargs": {"mood": "calm", "other": 1}}
 
 
 def test_a_date_stops_the_clock_of_the_base_s_template(base: BaseSpec) -> None:
-    found = sent(TURNS, TrainedPrompt(date="2020-01-31"), base)
-    assert found["chat_template_kwargs"] == {"adapterhub_prompt": "2020 of the base"}
+    sent_body = sent(TURNS, TrainedPrompt(date="2020-01-31"), base)
+    assert sent_body["chat_template_kwargs"] == {"adapterhub_prompt": "2020 of the base"}
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ class Slow(Server):
         if path not in ("/load_lora_adapter", "/unload_lora_adapter"):
             return super().answer(path, {**body, "model": body.get("model", "").removeprefix("base:")})
         if path == "/load_lora_adapter":
-            self.known[body["lora_name"]] = body["lora_path"]
+            self.loaded_adapters[body["lora_name"]] = body["lora_path"]
         return 200, {"success": True}
 
 

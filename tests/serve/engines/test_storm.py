@@ -19,12 +19,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def test_torch_with_more_versions_than_slots(models: Models, tmp_path: Path) -> None:
-    with storm.storm(models, models.base, tmp_path, "--engine", "torch", "--max-adapters", 4, more={}, prompts=3) as replies:
+    with storm.storm(models, models.base, tmp_path, "--engine", "torch", "--max-adapters", 4, fields={}, prompts=3) as replies:
         assert storm.run(replies, rounds=2)["unloads"] == 0  # the host takes slots itself
 
 
 @pytest.mark.peer
 def test_llama_cpp_with_more_versions_than_processes(models: Models, tmp_path: Path) -> None:
     options = ("--program", llama_server.program(), "--max-adapters", 10)
-    with storm.storm(models, models.gguf, tmp_path, *options, more={"logit_bias": serving.BIAS}) as replies:
+    with storm.storm(models, models.gguf, tmp_path, *options, fields={"logit_bias": serving.BIAS}) as replies:
         assert storm.run(replies)["unloads"] > 0

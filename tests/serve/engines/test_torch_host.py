@@ -104,7 +104,7 @@ def test_what_cannot_be_computed_is_the_asker_s_error_and_nobody_else_s(gateway:
 
 
 @pytest.mark.parametrize(
-    ("more", "param", "code"),
+    ("extra_fields", "param", "code"),
     [
         ({"max_tokens": 100_000}, "max_tokens", "context_length_exceeded"),
         ({"prompt": "x" * 15_000_000}, "prompt", "context_length_exceeded"),
@@ -112,9 +112,11 @@ def test_what_cannot_be_computed_is_the_asker_s_error_and_nobody_else_s(gateway:
         ({"n": 129}, "n", "refused"),
     ],
 )
-def test_more_than_fits_is_refused_before_it_is_held(gateway: Gateway, more: dict[str, Any], param: str, code: str) -> None:
+def test_more_than_fits_is_refused_before_it_is_held(
+    gateway: Gateway, extra_fields: dict[str, Any], param: str, code: str
+) -> None:
     before = gateway.memory()
-    reply = complete(gateway, "team/a0", **{"prompt": "x", **more})
+    reply = complete(gateway, "team/a0", **{"prompt": "x", **extra_fields})
     assert reply.status == 400
     assert (reply.document["error"]["param"], reply.document["error"]["code"]) == (param, code)
     assert gateway.memory() - before < 128 << 20

@@ -34,8 +34,8 @@ class Server:
 
     def __init__(self, version: str, *, sees: bool = True) -> None:
         self.version, self.sees = version, sees
-        self.known: dict[str, str] = {}
-        self.asked: list[str] = []
+        self.loaded_adapters: dict[str, str] = {}
+        self.requested_models: list[str] = []
         self.root = self.metrics = ""
         self.probabilities = {"lot": -0.5, "time": -1.5, "man": -2.0}
         self.loads: list[Mapping[str, Any]] = []
@@ -49,21 +49,21 @@ class Server:
             case "/metrics":
                 return 200, self.metrics
             case "/v1/models":
-                models = [{"id": name, "root": root, "parent": "base"} for name, root in self.known.items()]
+                models = [{"id": name, "root": root, "parent": "base"} for name, root in self.loaded_adapters.items()]
                 return 200, {"data": [{"id": "base", "root": self.root, "max_model_len": 512}, *models]}
             case "/v1/load_lora_adapter" if not self.sees:  # vLLM 0.32: entrypoints/openai/models/serving.py
                 problem = f"Loading lora {body['lora_name']} failed: No adapter found for {body['lora_path']}"
                 return 404, {"error": {"message": problem, "type": "NotFoundError", "param": None, "code": 404}}
-            case "/v1/load_lora_adapter" if body["lora_name"] in self.known:
+            case "/v1/load_lora_adapter" if body["lora_name"] in self.loaded_adapters:
                 return 400, {"error": {"message": f"The lora adapter '{body['lora_name']}' has already been loaded."}}
             case "/v1/load_lora_adapter":
-                self.known[body["lora_name"]] = body["lora_path"]
+                self.loaded_adapters[body["lora_name"]] = body["lora_path"]
                 return 200, "Success"
-        if body["model"] not in {"base", *self.known}:
+        if body["model"] not in {"base", *self.loaded_adapters}:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "type": "NotFoundError"}}
         if body["prompt"] == PROBE:
             return 200, {"choices": [{"logprobs": {"top_logprobs": [self.probabilities]}}]}
-        self.asked.append(body["model"])
+        self.requested_models.append(body["model"])
         return 200, {}
 
     async def wait(self, path: str, body: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ def ask_base(server: Server, folder: Path, *, has_plugin: bool = False) -> list[
                 await engine.close()
 
     asyncio.run(main())
-    return server.asked
+    return server.requested_models
 
 
 async def at_once() -> bool:
@@ -125,7 +125,7 @@ def test_a_version_is_loaded_once_under_its_own_name_and_never_in_place(tmp_path
 
     asyncio.run(main())
     assert server.loads == [{"lora_name": version.model, "lora_path": str(version.path)} for version in served]
-    assert server.asked == [version.model for version in served * 2]
+    assert server.requested_models == [version.model for version in served * 2]
 
 
 def test_what_it_forgot_when_it_was_started_again_is_loaded_once_more(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_what_it_forgot_when_it_was_started_again_is_loaded_once_more(tmp_path: 
             await engine.ensure(served)
             statuses = []
             for blend in (((served, 1.0),), ()):
-                server.known.clear()
+                server.loaded_adapters.clear()
                 answer = await engine.request("/v1/completions", {"prompt": "x"}, blend)
                 statuses.append(answer.status)
                 await answer.close()
@@ -147,7 +147,7 @@ def test_what_it_forgot_when_it_was_started_again_is_loaded_once_more(tmp_path: 
             return statuses
 
     assert asyncio.run(main()) == [200, 200]
-    assert server.asked == [served.model, *server.known]
+    assert server.requested_models == [served.model, *server.loaded_adapters]
 
 
 def test_a_request_that_was_refused_before_another_one_loaded_its_version_again_is_sent_again(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_request_that_was_refused_before_another_one_loaded_its_version_again_
             engine = Vllm(Client(url), None, base=spec, folder=tmp_path / "zeros", slots=4)
             await engine.start()
             await engine.ensure(served)
-            server.known.clear()
+            server.loaded_adapters.clear()
             statuses = []
 
             async def ask_slowly() -> EngineAnswer:
@@ -249,7 +249,7 @@ def test_a_server_that_comes_back_with_other_weights_answers_nobody(tmp_path: Pa
 
     with pytest.raises(EngineDownError, match="answers with other weights than before; restart the gateway if it should"):
         asyncio.run(main())
-    assert server.asked == ["base"]
+    assert server.requested_models == ["base"]
 
 
 @pytest.mark.parametrize("has_plugin", [False, True])
@@ -258,8 +258,8 @@ def test_before_0_33_the_base_is_asked_for_by_zeros_that_stay_for_gateways_to_co
     for _ in range(2):
         names = ask_base(server, tmp_path, has_plugin=has_plugin)
     assert len(names) == 2
-    assert {*names} == server.known.keys()
-    [(name, root)] = server.known.items()
+    assert {*names} == server.loaded_adapters.keys()
+    [(name, root)] = server.loaded_adapters.items()
     assert name.startswith("adapterhub-zero-")
     [(target, delta)] = ah.load(root).deltas.items()
     assert isinstance(delta, LowRank)
@@ -276,14 +276,14 @@ def test_after_a_new_start_the_zeros_are_loaded_again_though_the_cache_was_empti
             engine = Vllm(Client(url), process, base=spec, folder=tmp_path / "zeros", slots=4)
             await engine.start()
             shutil.rmtree(tmp_path / "zeros")
-            server.known.clear()
+            server.loaded_adapters.clear()
             process.before_start()
             await engine.request("/v1/completions", {"prompt": "x"}, ())
             await engine.close()
 
     asyncio.run(main())
-    assert server.asked == [*server.known]
-    assert [Path(root).is_dir() for root in server.known.values()] == [True]
+    assert server.requested_models == [*server.loaded_adapters]
+    assert [Path(root).is_dir() for root in server.loaded_adapters.values()] == [True]
 
 
 def cache_config(block_size: int, *, by_user: bool = False) -> str:
@@ -328,7 +328,7 @@ def test_one_before_0_33_that_does_not_see_the_zeros_is_refused(tmp_path: Path, 
     says = rf"is older than 0\.33, which answers for the base with adapters of the same batch; {zeros}"
     with pytest.raises(RefusedError, match=says):
         ask_base(server, tmp_path, has_plugin=has_plugin)
-    assert server.asked == []
+    assert server.requested_models == []
 
 
 class Full(Server):
@@ -381,7 +381,7 @@ def test_a_rank_above_its_maximum_is_refused_before_it_is_loaded(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("words", "has"),
+    ("words", "expected"),
     [
         (["--scheduling-policy", "priority"], True),
         (["--enforce-eager", "--scheduling_policy=priority"], True),
@@ -389,8 +389,8 @@ def test_a_rank_above_its_maximum_is_refused_before_it_is_loaded(tmp_path: Path,
         ([], False),
     ],
 )
-def test_it_has_priorities_if_it_was_started_with_them(words: list[str], has: bool) -> None:
-    assert command_lines.vllm_has_priorities(words) == has
+def test_it_has_priorities_if_it_was_started_with_them(words: list[str], expected: bool) -> None:
+    assert command_lines.vllm_has_priorities(words) == expected
 
 
 def test_the_maximum_rank_is_not_known_where_words_of_the_user_may_change_it() -> None:

@@ -29,9 +29,9 @@ def test_without_keys_only_pages_of_a_named_site_are_answered(models: Models, re
     options = ("--program", llama_server.program(), "--cors", SITE, "--cors", "http://localhost:3000")
     with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
         for origin in (SITE, "http://localhost:3000"):
-            asked = preflight(gateway, origin)
-            assert (asked.status, asked.headers["access-control-allow-origin"]) == (204, origin)
-            assert asked.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+            preflight_answer = preflight(gateway, origin)
+            assert (preflight_answer.status, preflight_answer.headers["access-control-allow-origin"]) == (204, origin)
+            assert preflight_answer.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
             for stream in (False, True):
                 reply = gateway.post("/v1/completions", {**ASKED, "stream": stream}, origin=origin)
                 assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, origin)

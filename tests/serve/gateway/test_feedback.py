@@ -54,8 +54,8 @@ def test_feedback_is_kept_by_version_without_its_comment_and_the_last_counts(tmp
         ident, version = answer.json()["id"], answer.headers["x-adapterhub-version"]
         for score in (1, 0.2):
             body = {"id": ident, "score": score, "label": "dates", "comment": "the 31st of June"}
-            given = await gateway.client.post("/v1/feedback", json=body)
-            assert (given.status_code, given.json()["version"]) == (200, version)
+            feedback = await gateway.client.post("/v1/feedback", json=body)
+            assert (feedback.status_code, feedback.json()["version"]) == (200, version)
             gateway.gateway._recorder.flush()
         assert (await gateway.client.get(f"/v1/served/{ident}")).json()["score"] == 0.2
         page = (await gateway.client.get("/metrics")).text
@@ -208,21 +208,21 @@ def test_feedback_to_another_gateway_with_the_same_record_counts_once_at_the_one
     (tmp_path / "routes.toml").write_text(ROUTE.replace("errors = 30", "feedback = 30"))
 
     async def main() -> None:
-        async with running(tmp_path, "one") as one, running(tmp_path, "two") as two:
+        async with running(tmp_path, "one") as first, running(tmp_path, "two") as second:
             for number in range(80):
-                answer = await one.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
+                answer = await first.client.post("/v1/completions", json={"model": "sql", "prompt": "x"})
                 is_candidate = versions[1] in answer.headers["x-adapterhub-version"]
                 body = {"id": answer.headers["x-request-id"], "score": 0 if is_candidate else 1}
-                one.gateway._recorder.flush()  # as after half a second
-                for client in (two.client, one.client)[: 2 if number % 8 == 0 else 1]:
+                first.gateway._recorder.flush()  # as after half a second
+                for client in (second.client, first.client)[: 2 if number % 8 == 0 else 1]:
                     assert (await client.post("/v1/feedback", json=body)).status_code == 200
-                two.gateway._recorder.flush()
-            [track] = one.gateway.rollouts._tracks.values()
-            await one.gateway.rollouts._read_feedback()
+                second.gateway._recorder.flush()
+            [track] = first.gateway.rollouts._tracks.values()
+            await first.gateway.rollouts._read_feedback()
             pairs = track.evidence.counts["feedback"]
-            await one.gateway.rollouts._read_feedback()
+            await first.gateway.rollouts._read_feedback()
             assert 10 < track.evidence.counts["feedback"].total == pairs.total <= 40
-            await one.look()
+            await first.look()
             assert state(tmp_path, versions[1]).state == ROLLED_BACK
 
     asyncio.run(main())

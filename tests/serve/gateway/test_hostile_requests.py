@@ -29,13 +29,13 @@ class Remembering(Holder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[tuple[Mapping[str, Any], list[str]]] = []
+        self.calls: list[tuple[Mapping[str, Any], list[str]]] = []
 
     async def request(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
         async def pieces() -> AsyncIterator[bytes]:
             yield b'{"model":"x","choices":[]}'
 
-        self.asked.append((body, [served.name for served, _ in blend]))
+        self.calls.append((body, [served.name for served, _ in blend]))
         return EngineAnswer(200, "application/json", pieces())
 
 
@@ -47,7 +47,7 @@ class Sender:
 
     def __call__(self, raw: bytes) -> tuple[list[int], Any]:
         """The statuses of all answers, and the document of the last one, or its text; the server closes the connection."""
-        self.engine.asked.clear()
+        self.engine.calls.clear()
         with socket.create_connection(self.address, timeout=60) as client:
             client.sendall(raw)
             reply = client.makefile("rb").read()
@@ -103,7 +103,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_what_only_looks_like_a_name_is_not_there(send: Sender, name: str) -> None:
     statuses, document = send(request(asking(name)))
-    assert (statuses, document["error"]["code"], send.engine.asked) == ([404], "model_not_found", [])
+    assert (statuses, document["error"]["code"], send.engine.calls) == ([404], "model_not_found", [])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_only_looks_like_a_name_is_not_there(send: Sender, name: str) -> No
 )
 def test_a_body_with_two_readings_has_none(send: Sender, body: bytes) -> None:
     statuses, document = send(request(body))
-    assert (statuses, document["error"]["type"], send.engine.asked) == ([400], "invalid_request_error", [])
+    assert (statuses, document["error"]["type"], send.engine.calls) == ([400], "invalid_request_error", [])
 
 
 # ---- paths
@@ -135,7 +135,7 @@ def test_a_body_with_two_readings_has_none(send: Sender, body: bytes) -> None:
 )
 def test_a_path_is_that_path_and_leads_nowhere_else(send: Sender, path: str) -> None:
     statuses, document = send(request(path=path))
-    assert (statuses, send.engine.asked) == ([404], [])
+    assert (statuses, send.engine.calls) == ([404], [])
     assert document["error"]["message"].endswith("is not answered here")
 
 
@@ -144,7 +144,7 @@ def test_a_path_in_other_letters_is_the_same_path(send: Sender, path: str) -> No
     statuses, document = send(request(path=path))
     assert statuses == [200]
     assert document["model"].startswith("team/sql@sha256:")
-    assert [names for _, names in send.engine.asked] == [["team/sql"]]
+    assert [names for _, names in send.engine.calls] == [["team/sql"]]
 
 
 # ---- heads
@@ -171,7 +171,7 @@ HEADS = {
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_head_with_two_readings_ends_the_connection(send: Sender, kind: str) -> None:
     assert send(HEADS[kind]) == ([400], "Invalid HTTP request received.")
-    assert send.engine.asked == []
+    assert send.engine.calls == []
 
 
 @pytest.mark.parametrize("header", [f"X-A: {'a' * 200_000}", "\r\n".join(f"X-{number}: a" for number in range(20_000))])
@@ -179,7 +179,7 @@ def test_a_head_without_an_end_is_cut(send: Sender, header: str) -> None:
     with socket.create_connection(send.address, timeout=60) as client:
         client.sendall(request(asking("base"), header))
         assert client.recv(100).startswith(b"HTTP/1.1 400 ")
-    assert send.engine.asked == []
+    assert send.engine.calls == []
 
 
 def test_headers_between_two_neighbors_change_nothing(send: Sender) -> None:
@@ -200,7 +200,7 @@ def test_headers_between_two_neighbors_change_nothing(send: Sender) -> None:
 def test_requests_on_one_connection_are_answered_one_by_one(send: Sender) -> None:
     statuses, _ = send(request(asking("base"), last=False) + request(asking("team/none"), last=False) + request())
     assert statuses == [200, 404, 200]
-    assert [names for _, names in send.engine.asked] == [[], ["team/sql"]]
+    assert [names for _, names in send.engine.calls] == [[], ["team/sql"]]
 
 
 def test_a_body_that_does_not_come_is_waited_for_no_longer_than_a_minute(send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,4 +217,4 @@ def test_the_body_of_the_engine_is_that_of_the_client(send: Sender) -> None:
     body = {"model": "team/sql", "prompt": "x", **odd}
     statuses, _ = send(request(json.dumps(body).encode()))
     assert statuses == [200]
-    assert [request for request, _ in send.engine.asked] == [body]
+    assert [request for request, _ in send.engine.calls] == [body]

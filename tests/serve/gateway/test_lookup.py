@@ -47,10 +47,10 @@ class Remote:
         self.lookup = RemoteLookup(self.workspace, self.url, 5.0, clock=lambda: self.now)
 
     def find(self, text: str) -> str:
-        async def found() -> str:
+        async def look_up() -> str:
             return (await self.lookup.find(Ref.parse(text))).digest
 
-        return asyncio.run(found())
+        return asyncio.run(look_up())
 
     def move(self, number: int) -> None:
         address = named_remotes.address_below(self.url, f"team/sql@{self.digests[number - 1]}")
@@ -70,8 +70,8 @@ def remote(request: pytest.FixtureRequest, make: Make, tmp_path: Path) -> Iterat
             running = stack.enter_context(serving(tmp_path / "hub"))
             address = hub_address.Hub(running.url, running.token)
             url, workspace = running.url.replace("http", "hub+http"), Workspace(hub=lambda: address)
-        there = named_remotes.address_below(url, "team/sql")
-        digests = [str(ah.push(make(f"a{seed}", seed), there, workspace=workspace).digest) for seed in (1, 2)]
+        remote_address = named_remotes.address_below(url, "team/sql")
+        digests = [str(ah.push(make(f"a{seed}", seed), remote_address, workspace=workspace).digest) for seed in (1, 2)]
         opened_remote = Remote(url, workspace, digests, stack)
         opened_remote.move(1)
         yield opened_remote

@@ -81,7 +81,7 @@ def test_what_concerns_ollama_itself_is_noted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "more", "name"),
+    ("path", "extra_fields", "name"),
     [
         (CHAT_PATH, {"lora": []}, ""),
         (CHAT_PATH, {"lora": [{"id": 0}]}, "lora"),
@@ -102,12 +102,12 @@ def test_what_concerns_ollama_itself_is_noted() -> None:
         (GENERATE_PATH, {"raw": True, "logprobs": True}, "logprobs"),
     ],
 )
-def test_what_means_nothing_here_is_refused_by_name(path: str, more: Mapping[str, Any], name: str) -> None:
+def test_what_means_nothing_here_is_refused_by_name(path: str, extra_fields: Mapping[str, Any], name: str) -> None:
     if not name:
-        assert translation_of(path, **more)
+        assert translation_of(path, **extra_fields)
         return
     with pytest.raises(ProblemError) as refused:
-        translation_of(path, **more)
+        translation_of(path, **extra_fields)
     assert (refused.value.status, refused.value.code, refused.value.param) == (400, "unsupported", name)
 
 
@@ -202,8 +202,8 @@ def test_an_error_of_the_engine_in_a_stream_is_one_of_ollamas() -> None:
 @pytest.mark.peer
 def test_answers_are_those_of_the_engine_with_the_version(gateway: Gateway, registry: Any) -> None:
     exact = version(registry, "team/a1")
-    asked = {"model": "team/a1", "messages": TURNS, "max_tokens": 6, "temperature": 0}
-    text = gateway.post("/v1/chat/completions", asked).document["choices"][0]["message"]["content"]
+    chat_request = {"model": "team/a1", "messages": TURNS, "max_tokens": 6, "temperature": 0}
+    text = gateway.post("/v1/chat/completions", chat_request).document["choices"][0]["message"]["content"]
     body = {"model": "team/a1", "options": OPTIONS, "keep_alive": 0}
     for path, question in ((CHAT_PATH, {"messages": TURNS}), (GENERATE_PATH, {"prompt": "hi"})):
         whole = gateway.post(path, {**body, **question, "stream": False})

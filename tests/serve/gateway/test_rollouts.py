@@ -268,18 +268,18 @@ def test_several_gateways_add_their_evidence_and_follow_one_state(versions: list
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            both = [await stack.enter_async_context(running(tmp_path, name)) for name in ("one", "two")]
-            for gateway in both:
+            gateways = [await stack.enter_async_context(running(tmp_path, name)) for name in ("one", "two")]
+            for gateway in gateways:
                 gateway.engine.bad = {candidate}
-            asked = 0
+            request_count = 0
             while state(tmp_path, versions[1]).state == RUNNING:
-                asked += 8
-                for gateway in both:
+                request_count += 8
+                for gateway in gateways:
                     await gateway.ask(8)
                     await gateway.look()
             assert sum(state(tmp_path, versions[1]).counts["errors"]) > 6
-            assert asked <= 40
-            for gateway in both:
+            assert request_count <= 40
+            for gateway in gateways:
                 await gateway.look()
                 assert await gateway.ask(10) == {stable: 10}
 
@@ -289,12 +289,12 @@ def test_several_gateways_add_their_evidence_and_follow_one_state(versions: list
 def test_the_time_of_a_step_is_counted_once_for_all_gateways(versions: list[Digest], tmp_path: Path) -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            both = [await stack.enter_async_context(running(tmp_path, name)) for name in ("one", "two")]
-            for gateway in both:
+            gateways = [await stack.enter_async_context(running(tmp_path, name)) for name in ("one", "two")]
+            for gateway in gateways:
                 await gateway.ask(100)
                 await gateway.look()
             for now in range(0, 590, 59):
-                for gateway in both:
+                for gateway in gateways:
                     gateway.now = float(now)
                     await gateway.look()
             assert state(tmp_path, versions[1]).step == 0

@@ -109,7 +109,7 @@ def test_a_file_that_is_just_being_written_does_not_let_everybody_in(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "message"),
     [
         ("[route.x]\nto = 'team/a'", "route: unknown"),
         ("[routes.x]\n", "not a ref, and not shares"),
@@ -148,10 +148,10 @@ def test_a_file_that_is_just_being_written_does_not_let_everybody_in(tmp_path: P
         ("[[engines]]\nurl = 'http://a/'\n[[engines]]\nurl = 'http://a'", "engines: http://a: is given more than once"),
     ],
 )
-def test_what_is_malformed_is_named(tmp_path: Path, text: str, what: str) -> None:
+def test_what_is_malformed_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         read(tmp_path, text)
-    assert what in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

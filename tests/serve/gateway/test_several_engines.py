@@ -174,7 +174,7 @@ def test_a_stream_ends_with_its_engine_and_another_goes_on(
         streams = [Stream(running, "base") for _ in range(2)]
         assert [engine["running"] for engine in running.get("/ready").document["engines"]] == [1, 1]
         engines.kill(0)
-        ends = [stream.rest() for stream in streams]
+        ends = [stream.read_rest() for stream in streams]
         assert ends[1].endswith("data: [DONE]\n\n")
         assert '"code": "service_unavailable"' in ends[0].splitlines()[-2]
         assert running.complete("base", PROMPTS[0], count=COUNT).text == models.answer(PROMPTS[0], None, COUNT)
@@ -212,7 +212,7 @@ class Stream:
         assert self._response.status == 200
         assert self._response.readline()
 
-    def rest(self) -> str:
+    def read_rest(self) -> str:
         """Read it to its end."""
         try:
             return self._response.read().decode()
@@ -278,7 +278,7 @@ def test_engines_of_the_route_file_come_and_go_while_requests_run(
             assert running.complete(name, PROMPTS[0], count=COUNT).text == models.answer(PROMPTS[0], number, COUNT)
         metrics = running.get("/metrics").body.decode()
         assert (requests(metrics, "a"), requests(metrics, "b")) == (1, len(NAMES))
-        assert stream.rest().endswith("data: [DONE]\n\n")
+        assert stream.read_rest().endswith("data: [DONE]\n\n")
         file.write_text("")
         running.reload()
         while "the engines stay as they were: engines: all engines were removed" not in running.log.read_text():

@@ -87,7 +87,7 @@ def test_requests_with_tools_are_copied_only_if_the_route_says_so(tmp_path: Path
         await gateway.ask(1, tools=[{"type": "function"}])
         if allowed:
             await sums(gateway, 1)
-        assert sum(known.copies + known.dropped for known in gateway.gateway.shadows.sums.values()) == copies
+        assert sum(route_sums.copies + route_sums.dropped for route_sums in gateway.gateway.shadows.sums.values()) == copies
 
     run(tmp_path, test)
 
@@ -105,5 +105,5 @@ def test_texts_are_compared_to_their_first_difference() -> None:
         b'data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: {"choices":[{"delta":{"content":"b"}}]}\n\ndata: [DONE]\n\n'
     )
     assert text_of(stream) == text_of(b'{"choices":[{"message":{"content":"ab"}}]}') == text_of(b'{"choices":[{"text":"ab"}]}')
-    assert [text_of(other) for other in (b"", b"{", b"[]", b'{"choices":7}', b"data: {\n", b"\xff")] == [""] * 6
+    assert [text_of(body) for body in (b"", b"{", b"[]", b'{"choices":7}', b"data: {\n", b"\xff")] == [""] * 6
     assert [agreement(*pair) for pair in (("", ""), ("abcd", "abxd"), ("ab", "abcd"), ("x", ""))] == [1.0, 0.5, 0.5, 0.0]

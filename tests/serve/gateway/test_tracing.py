@@ -61,10 +61,10 @@ def test_an_engine_and_the_log_know_a_request_as_its_client_does(
     models: Models, registry: Path, tmp_path: Path, stream: bool
 ) -> None:
     with running(models, registry, tmp_path) as (gateway, proxy):
-        proxy.seen.clear()
+        proxy.exchanges.clear()
         reply = gateway.complete("base", "the", headers=TRACED, stream=stream)
         assert (reply.status, reply.headers["x-request-id"]) == (200, "req-of-ada")
-        [exchange] = [exchange for exchange in proxy.seen if exchange.method == "POST"]
+        [exchange] = [exchange for exchange in proxy.exchanges if exchange.method == "POST"]
         fields = line_of(gateway, "req-of-ada")
         assert fields["trace_id"] == TRACE
         assert fields["span_id"] not in (SPAN, "")
@@ -72,9 +72,9 @@ def test_an_engine_and_the_log_know_a_request_as_its_client_does(
         assert exchange.headers["x-request-id"] == "req-of-ada"
         assert exchange.headers["traceparent"] == f"00-{TRACE}-{fields['span_id']}-01"
         assert exchange.headers["tracestate"] == "vendor=1"
-        proxy.seen.clear()
+        proxy.exchanges.clear()
         plain = gateway.complete("base", "the", headers={"x-request-id": "not sane", "traceparent": "00-1-2-3"})
-        [exchange] = [exchange for exchange in proxy.seen if exchange.method == "POST"]
+        [exchange] = [exchange for exchange in proxy.exchanges if exchange.method == "POST"]
         assert plain.headers["x-request-id"] == exchange.headers["x-request-id"] != "not sane"
         assert not {"traceparent", "tracestate"} & set(exchange.headers)
         assert "trace_id" not in line_of(gateway, plain.headers["x-request-id"])
@@ -122,9 +122,9 @@ def test_the_parts_of_a_request_are_spans(models: Models, registry: Path, tmp_pa
         path = os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "schemas", packages)))
         env = {"PYTHONPATH": path, "OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_SERVICE_NAME": "here"}
         with running(models, registry, tmp_path, env) as (gateway, proxy):
-            proxy.seen.clear()
+            proxy.exchanges.clear()
             reply = gateway.complete("base", "the", headers=TRACED, stream=True)
-            [exchange] = [exchange for exchange in proxy.seen if exchange.method == "POST"]
+            [exchange] = [exchange for exchange in proxy.exchanges if exchange.method == "POST"]
             assert reply.status == 200
             assert gateway.complete("team/none", "the", headers={"x-request-id": "refused"}).status == 404
             fields = line_of(gateway, "req-of-ada")

@@ -102,9 +102,9 @@ def test_rows_without_magnitudes_are_bit_by_bit_what_they_are_in_a_host_that_nev
     with with_adapters(plain_and_dora, slots=6, rows=16, prefixes=0) as host:
         scaled = [answers("d0", 6), answers("d1", 12), answers("d0", 70)]
         alone = [list(host.submit(request)) for request in scaled]
-        found = pieces(host, [*scaled, *plain, blended])
-    assert_same(host, found[3:], expected)
-    assert_same(host, found[:3], alone)
+        row_pieces = pieces(host, [*scaled, *plain, blended])
+    assert_same(host, row_pieces[3:], expected)
+    assert_same(host, row_pieces[:3], alone)
 
 
 def test_a_slot_that_had_magnitudes_has_none_afterwards(plain_and_dora: Peers, llama: Peers) -> None:

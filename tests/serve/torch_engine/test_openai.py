@@ -223,7 +223,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "param", "message"), WRONG, ids=[f"{one[2][:20]}-{at}" for at, one in enumerate(WRONG)]
+    ("path", "body", "param", "message"), WRONG, ids=[f"{case[2][:20]}-{at}" for at, case in enumerate(WRONG)]
 )
 def test_what_is_wrong_is_named(host: Host, path: str, body: dict[str, Any], param: str, message: str) -> None:
     with pytest.raises(ApiError) as caught:
@@ -317,9 +317,9 @@ def test_more_than_the_base_sees(host: Host) -> None:
 
 
 def test_a_bug_is_an_error_of_the_server_without_a_traceback(host: Host) -> None:
-    nothing: Any = None
+    no_model: Any = None
     with pytest.raises(ApiError, match=r"^the engine failed \(TypeError\)$") as caught:
-        submit(host, COMPLETIONS, {"prompt": "a"}, nothing, "team/sql")
+        submit(host, COMPLETIONS, {"prompt": "a"}, no_model, "team/sql")
     assert (caught.value.status, caught.value.document["error"]["type"]) == (500, "server_error")
 
 

@@ -22,7 +22,7 @@ class Filled:
 
     def __init__(self, count: int) -> None:
         self.log: list[str] = []
-        self.table = SlotTable(count, lambda slot, one: self.log.append(f"{one.key}{slot}"))
+        self.table = SlotTable(count, lambda slot, entry: self.log.append(f"{entry.key}{slot}"))
 
 
 def parts(names: str) -> Any:
@@ -112,8 +112,8 @@ def test_no_more_rows_and_tokens_than_allowed() -> None:
     schedule.remove(schedule.rows[0])
     assert admitted_keys(schedule) == "--"
     assert admitted_keys(schedule, row("", 5), row("", 1)) == "-"
-    for one in list(schedule.rows):
-        schedule.remove(one)
+    for running_row in list(schedule.rows):
+        schedule.remove(running_row)
     assert admitted_keys(schedule, row("", 500)) == "-"  # the row before it
     schedule.remove(schedule.rows[0])
     assert admitted_keys(schedule) == "-"  # larger than all that is allowed, alone

@@ -33,27 +33,27 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_newest_of_an_id_are_found_whether_it_is_of_the_request_or_of_the_answer(place: Path) -> None:
-    found = [(record.request, record.answer) for record, _ in answer_log.find_answers(place, "same", "ci")]
-    assert found[:2] == [("c", "same"), ("same", "a199")]
-    assert len(found) == answer_log._MAX_MATCHES
+    matches = [(record.request, record.answer) for record, _ in answer_log.find_answers(place, "same", "ci")]
+    assert matches[:2] == [("c", "same"), ("same", "a199")]
+    assert len(matches) == answer_log._MAX_MATCHES
     assert [record.key for record, _ in answer_log.find_answers(place, "same")][:2] == ["ci", "other"]
     assert [record.answer for record, _ in answer_log.find_answers(place, "a7", "ci")] == ["a7"]
 
 
 def test_all_answers_of_an_id_are_not_sorted_to_find_the_newest(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a million, each feedback took 0.7 s, while that of all others waited."""
-    asked: list[tuple[str, tuple[object, ...]]] = []
+    statements: list[tuple[str, tuple[object, ...]]] = []
     select = SqliteReader.select
 
     def listening(reader: SqliteReader, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        asked.append((sql, values))
+        statements.append((sql, values))
         return select(reader, sql, *values)
 
     monkeypatch.setattr(SqliteReader, "select", listening)
     for key in ("ci", None):
         answer_log.find_answers(place, "same", key)
     with closing(UsageDatabase(place)) as database:
-        plans = [database.select(f"EXPLAIN QUERY PLAN {sql}", *values) for sql, values in asked]
+        plans = [database.select(f"EXPLAIN QUERY PLAN {sql}", *values) for sql, values in statements]
     assert len(plans) > 4
     steps = [step for plan in plans for *_, step in plan if "sqlite_master" not in step]
     assert not [step for step in steps if "TEMP B-TREE" in step or "SCAN" in step.split()]

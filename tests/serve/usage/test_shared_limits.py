@@ -122,18 +122,18 @@ def test_requests_at_once_are_shared_until_they_end(gateway: Callable[[], Shared
 def test_a_killed_gateway_holds_its_requests_for_ten_seconds_and_one_that_lives_as_long_as_they_run(
     gateway: Callable[[], SharedLimits], clock: Clock
 ) -> None:
-    living, killed, other = gateway(), gateway(), gateway()
+    living, killed, third = gateway(), gateway(), gateway()
     assert living.begin("ada", 3)
     assert killed.begin("ada", 3)
     for _ in range(4):
         clock.now += 2.4
         living.refresh()
-    assert other.begin("ada", 3)
-    assert not other.begin("ada", 3)
+    assert third.begin("ada", 3)
+    assert not third.begin("ada", 3)
     clock.now += 1
     living.refresh()
-    assert other.begin("ada", 3)
-    assert not other.begin("ada", 3)
+    assert third.begin("ada", 3)
+    assert not third.begin("ada", 3)
 
 
 @pytest.mark.parametrize("kind", ["none", "a folder", "no database"])
@@ -168,22 +168,22 @@ def test_a_gateway_uses_the_file_again_once_it_can(tmp_path: Path, clock: Clock,
     assert not right.begin("ada", 1)
 
 
-@pytest.mark.parametrize("gone", [0, 61])
+@pytest.mark.parametrize("elapsed", [0, 61])
 def test_what_is_counted_while_the_file_is_locked_is_added_within_its_window(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, gone: float
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, elapsed: float
 ) -> None:
     monkeypatch.setattr(shared_limits, "_RETRY_SECONDS", 0.0)
     path = tmp_path / "limits.db"
     left, right = SharedLimits(path, clock), SharedLimits(path, clock)
     windows = Windows(4, 60, clock)
     assert left.count("ada", "requests", windows).remaining == 3
-    with closing(sqlite3.connect(path)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("BEGIN IMMEDIATE")
         assert left.count("ada", "requests", windows).remaining == 2
         assert left.count("ada", "requests", windows).remaining == 1
-    clock.now += gone
-    assert left.count("ada", "requests", windows, 0).remaining == (4 if gone else 1)
-    assert right.count("ada", "requests", Windows(4, 60, clock)).remaining == (3 if gone else 0)
+    clock.now += elapsed
+    assert left.count("ada", "requests", windows, 0).remaining == (4 if elapsed else 1)
+    assert right.count("ada", "requests", Windows(4, 60, clock)).remaining == (3 if elapsed else 0)
 
 
 def test_events_are_given_back_to_the_window_in_which_they_were_counted(

@@ -311,12 +311,12 @@ def test_a_gateway_knows_whether_another_process_has_the_same_record(tmp_path: P
     try:
         assert not recorder.has_company()
         words = [sys.executable, "-c", HOLD_LOCK, str(tmp_path / "usage.lock")]
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-            assert other.stdout is not None
-            other.stdout.readline()
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other_process:
+            assert other_process.stdout is not None
+            other_process.stdout.readline()
             assert recorder.has_company()
             assert recorder.has_company()  # a look does not give the lock back
-            other.communicate()
+            other_process.communicate()
         assert not recorder.has_company()
     finally:
         recorder.close()

@@ -17,13 +17,15 @@ def test_a_gguf_file_is_cut_at_its_tensors(tmp_path: Path) -> None:
     arrays: dict[str, np.ndarray | gguf_output.QuantizedTensor] = {"a.lora_a": values, "b.lora_b": values.astype(np.float32)}
     gguf_output.write(tmp_path / "x.gguf", {"general.architecture": gguf_types.MetadataValue("STRING", "llama")}, arrays)
     blob = (tmp_path / "x.gguf").read_bytes()
-    found = {run.key[0]: run.width for run in cutting.runs(container.offset_reader(io.BytesIO(blob)), len(blob)) if run.key}
-    assert found == {"a.lora_a": 2, "b.lora_b": 4}
+    widths = {run.key[0]: run.width for run in cutting.runs(container.offset_reader(io.BytesIO(blob)), len(blob)) if run.key}
+    assert widths == {"a.lora_a": 2, "b.lora_b": 4}
     assert unpack(pack(blob)) == blob
 
 
 def test_a_tensor_that_moved_is_still_a_difference_to_itself() -> None:
     parent = trained("BF16")
-    more = safetensors_header.header_bytes([("another", "BF16", (4, 4)), ("lora_A", "BF16", (256, 1024))], {}) + bytes(32)
-    child = more + parent[-256 * 1024 * 2 :]
+    longer_header = safetensors_header.header_bytes([("another", "BF16", (4, 4)), ("lora_A", "BF16", (256, 1024))], {}) + bytes(
+        32
+    )
+    child = longer_header + parent[-256 * 1024 * 2 :]
     assert len(pack(child, parent)) < 1000

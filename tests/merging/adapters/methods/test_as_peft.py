@@ -85,8 +85,8 @@ def test_with_the_masks_that_peft_draws_the_factors_are_its_own(torch: Any, two:
         terms = [Factors(delta.lora_B.astype(np.float64), delta.lora_A.astype(np.float64)) for delta in deltas]
         prune = as_peft.masking(lambda index, _shape, drawn=drawn: drawn[index], 0.6)  # type: ignore[misc]
         merge = weighted_sum if kind == "dare_linear" else as_peft.election("total")
-        found = as_peft.merge_factors(terms, WEIGHTS, [delta.scaling for delta in deltas], prune, merge)
-        for factor, theirs in zip((found.right, found.left), expected, strict=True):
+        merged_factors = as_peft.merge_factors(terms, WEIGHTS, [delta.scaling for delta in deltas], prune, merge)
+        for factor, theirs in zip((merged_factors.right, merged_factors.left), expected, strict=True):
             np.testing.assert_allclose(factor, theirs.numpy(), atol=1e-6)
 
 

@@ -24,23 +24,23 @@ def test_trimming_keeps_from_the_least_to_below_the_most() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_sum_has_each_part_times_its_weight_in_the_type_of_the_parts(dtype: type) -> None:
     parts = [row(1, 2, dtype=dtype), row(10, 20, dtype=dtype), row(100, 200, dtype=dtype)]
-    found = element_rules.weighted_sum(parts, [2, 3, -0.5])
-    assert found.dtype == dtype
-    assert (found == row(-18, -36)).all()
+    total = element_rules.weighted_sum(parts, [2, 3, -0.5])
+    assert total.dtype == dtype
+    assert (total == row(-18, -36)).all()
     assert (parts[0] == row(1, 2)).all()  # the parts stay
 
 
 def test_an_election_averages_the_weighted_elements_of_the_winning_sign() -> None:
     parts = [row(4, -1, 2, 0, 1), row(2, 5, -2, 0, 1), row(-3, -1, 0, 0, 1)]
     # Weighted: (4, -1, 2, 0, 1), (4, 10, -4, 0, 2), (-1.5, -.5, 0, 0, .5); sums 6.5, 8.5, -2, 0, 3.5.
-    found = element_rules.elect(parts, [1, 2, 0.5])
-    assert np.allclose(found, row(8 / 3, 10 / 2, -4 / 2, 0, 3.5 / 3.5), rtol=1e-6, atol=0)
+    elected = element_rules.elect(parts, [1, 2, 0.5])
+    assert np.allclose(elected, row(8 / 3, 10 / 2, -4 / 2, 0, 3.5 / 3.5), rtol=1e-6, atol=0)
 
 
 def test_a_negative_weight_votes_with_the_other_sign_and_counts_by_its_magnitude() -> None:
-    found = element_rules.elect([row(1, 2), row(3, -4)], [1, -2])
+    elected = element_rules.elect([row(1, 2), row(3, -4)], [1, -2])
     # Weighted: (1, 2) and (-6, 8); sums -5 and 10.
-    assert np.allclose(found, row(-6 / 2, 10 / 3), rtol=1e-6, atol=0)
+    assert np.allclose(elected, row(-6 / 2, 10 / 3), rtol=1e-6, atol=0)
 
 
 def test_a_zero_takes_no_part_in_an_average_and_shares_below_1_divide_too() -> None:
@@ -85,9 +85,9 @@ def test_a_mask_keeps_each_element_with_the_probability_of_the_density() -> None
 
 
 def test_the_larger_an_element_is_in_its_row_the_likelier_it_is_kept() -> None:
-    found = element_rules.keep_probabilities(np.array([[-3, 1, 2], [0, -5, 4]], np.float32), 0.5, 0.2)
-    assert np.allclose(found, [[0.7, 0.3, 0.5], [0.3, 0.7, 0.5]], rtol=1e-6, atol=0)
-    assert found.dtype == np.float32
+    probabilities = element_rules.keep_probabilities(np.array([[-3, 1, 2], [0, -5, 4]], np.float32), 0.5, 0.2)
+    assert np.allclose(probabilities, [[0.7, 0.3, 0.5], [0.3, 0.7, 0.5]], rtol=1e-6, atol=0)
+    assert probabilities.dtype == np.float32
 
 
 def test_a_row_of_one_element_has_the_density_itself() -> None:

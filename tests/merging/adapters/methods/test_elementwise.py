@@ -12,7 +12,7 @@ from adapterhub.merging import METHODS
 from adapterhub.merging.adapters.methods import Random
 from adapterhub.merging.adapters.methods.element_rules import draw_mask, keep_probabilities
 from adapterhub_converters.errors import ParameterError
-from tests.merging.factored import Dense, close, dense, elect, low_rank, merged, some, trim
+from tests.merging.factored import Dense, close, dense, elect, low_rank, merged, trim, two_deltas
 
 
 def masks(density: float, shape: tuple[int, int] = (12, 9)) -> list[Dense]:
@@ -76,7 +76,7 @@ ELEMENTWISE: dict[str, tuple[dict[str, Any], Callable[[list[Any], list[float]], 
 @pytest.mark.parametrize("method", ELEMENTWISE)
 def test_what_is_done_element_by_element_is_done_to_the_dense_delta(method: str) -> None:
     parameters, formula = ELEMENTWISE[method]
-    deltas = some()
+    deltas = two_deltas()
     weights = [1.0, 1.0] if METHODS[method].weights == "none" else [0.7, -0.4]
     close(merged(deltas, weights, method, **parameters), formula(deltas, weights))
 
@@ -92,9 +92,9 @@ def test_what_is_done_element_by_element_is_done_to_the_dense_delta(method: str)
 def test_parameters_that_are_no_probabilities_together_are_refused(
     method: str, fits: dict[str, Any], does_not: dict[str, Any]
 ) -> None:
-    merged(some(), [1, 1], method, **fits)
+    merged(two_deltas(), [1, 1], method, **fits)
     with pytest.raises(ParameterError, match="sum to more than 1|is not a probability above 0. Use a smaller epsilon"):
-        merged(some(), [1, 1], method, **does_not)
+        merged(two_deltas(), [1, 1], method, **does_not)
 
 
 def test_more_of_a_row_is_kept_of_what_is_larger_in_it() -> None:

@@ -15,9 +15,11 @@ from adapterhub.serve.gateway.workers.channel import ChannelLostError, Conversat
 FIRST = json.dumps({"to": 1, "kind": "request"}).encode() + b"\n"
 
 
-@pytest.mark.parametrize("rest", [b'{"to":1,"st', b'{"to":1}', b"", b"{\n", b"[]\n", b'{"kind":1}\n', b'"' + b"x" * 99 + b"\n"])
+@pytest.mark.parametrize(
+    "message_rest", [b'{"to":1,"st', b'{"to":1}', b"", b"{\n", b"[]\n", b'{"kind":1}\n', b'"' + b"x" * 99 + b"\n"]
+)
 def test_a_cut_or_malformed_message_ends_the_conversations_of_its_channel_only(
-    rest: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    message_rest: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channel, "_MAX_MESSAGE", 64)
     ends, failures = list[str](), list[dict[str, Any]]()
@@ -41,7 +43,7 @@ def test_a_cut_or_malformed_message_ends_the_conversations_of_its_channel_only(
             reader, writer = await asyncio.open_unix_connection(tmp_path / "host")
             writer.write(FIRST)
             await reader.readline()
-            writer.write(rest)
+            writer.write(message_rest)
             writer.write_eof()
             assert await reader.read() == b""
             assert ends == ["lost"]

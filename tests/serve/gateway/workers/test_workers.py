@@ -40,8 +40,8 @@ def running(models: Models, registry: Path, folder: Path, *options: object) -> A
 
 @pytest.fixture(scope="module")
 def gateway(models: Models, registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with running(models, registry, tmp_path_factory.mktemp("workers")) as found:
-        yield found
+    with running(models, registry, tmp_path_factory.mktemp("workers")) as running_gateway:
+        yield running_gateway
 
 
 def children(pid: int) -> list[int]:
@@ -76,16 +76,16 @@ class Stream:
     def __init__(self, gateway: Gateway, model: str, count: int) -> None:
         parts = urlsplit(gateway.url)
         self.connection = http.client.HTTPConnection(str(parts.hostname), parts.port)
-        asked = {"model": model, "prompt": P, "max_tokens": count, "temperature": 0, "stream": True}
-        asked |= {"logit_bias": serving.BIAS}
+        request_body = {"model": model, "prompt": P, "max_tokens": count, "temperature": 0, "stream": True}
+        request_body |= {"logit_bias": serving.BIAS}
         headers = {"content-type": "application/json", **gateway.headers}
-        self.connection.request("POST", "/v1/completions", json.dumps(asked), headers)
+        self.connection.request("POST", "/v1/completions", json.dumps(request_body), headers)
         self.port = self.connection.sock.getsockname()[1]
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200
         self.first = self.answer.read(10)
 
-    def rest(self) -> str | None:
+    def read_rest(self) -> str | None:
         """The text of the whole answer; None if it was cut off."""
         try:
             raw = self.first + self.answer.read()
@@ -130,7 +130,7 @@ def test_a_killed_worker_takes_its_own_streams_only(gateway: Gateway, models: Mo
     lost = by_worker[victim]
     os.kill(victim, signal.SIGKILL)
     with ThreadPoolExecutor(6) as pool:
-        texts = list(pool.map(Stream.rest, streams))
+        texts = list(pool.map(Stream.read_rest, streams))
     for stream, text in zip(streams, texts, strict=True):
         # A stream may have been over before its worker was killed.
         assert text.startswith(expected) if text is not None else stream.port in lost
@@ -167,8 +167,8 @@ def key_tables(**limits: str) -> str:
     return "".join(f'[keys.{name}]\nsha256 = "{sha}"\n{limit}\n' for name, sha, limit in tables)
 
 
-def ask_as(gateway: Gateway, key: str, **more: Any) -> Reply:
-    return gateway.complete("team/a0", P, headers={"authorization": f"Bearer {KEYS[key]}"}, **more)
+def ask_as(gateway: Gateway, key: str, **fields: Any) -> Reply:
+    return gateway.complete("team/a0", P, headers={"authorization": f"Bearer {KEYS[key]}"}, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +184,8 @@ def limited(models: Models, registry: Path, tmp_path_factory: pytest.TempPathFac
     }
     (folder / "routes.toml").write_text(key_tables(**limits))
     options = ("--route", folder / "routes.toml", "--usage-file", folder / "usage.db", "--poll", 0.2)
-    with running(models, registry, folder, *options) as found:
-        yield found
+    with running(models, registry, folder, *options) as running_gateway:
+        yield running_gateway
 
 
 def test_a_limit_of_requests_is_that_of_one_gateway(limited: Gateway) -> None:
@@ -279,7 +279,7 @@ def test_all_workers_finish_their_answers_when_it_ends(models: Models, registry:
         pids = [*workers(gateway), *gateway.children()]
         gateway.process.send_signal(signal.SIGTERM)
         with ThreadPoolExecutor(5) as pool:
-            texts = list(pool.map(Stream.rest, streams))
+            texts = list(pool.map(Stream.read_rest, streams))
         assert all(text is not None and text.startswith(models.answer(P, 0)) for text in texts)
         assert gateway.process.wait(60) == 143
         assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
@@ -318,7 +318,7 @@ def test_workers_ask_an_engine_in_the_host_through_it(models: Models, registry: 
         gateway.headers["authorization"] = f"Bearer {KEYS['all']}"
         for name, number in (("base", None), ("team/a0", 0), ("team/a1", 1)):
             assert gateway.complete(name, P).text == models.answer(P, number)
-            assert Stream(gateway, name, COUNT).rest() == models.answer(P, number)
+            assert Stream(gateway, name, COUNT).read_rest() == models.answer(P, number)
         assert gateway.complete("team/a0", P, no_such_field=1).status == 400
         stream = Stream(gateway, "team/a0", 1500)
         stream.connection.close()
