@@ -111,7 +111,8 @@ class Registry:
         self.ledger.close()
 
     def refresh(self) -> None:
-        """Bring the index up to date with moves by other machines, which those of a folder do not have."""
+        """Open the index that another program has put in the place of this one's, if any."""
+        self.ledger.reopen_if_replaced()
 
     def __enter__(self) -> Self:
         return self
