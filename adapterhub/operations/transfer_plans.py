@@ -84,6 +84,7 @@ def plan_push(
             expect_digest(remote, expect)
             outgoing = outgoing_version(stack, source, workspace, options, address=address, name=name)
             manifest = outgoing.source.manifest(outgoing.reference)
+            remote.check_push(manifest, address.reference)
             workspace.tell_notes(remote)
             skipped, overridden = outgoing.skipped, outgoing.overridden
             return _plan(str(address), manifest, remote, remote.has_blob, skipped=skipped, overridden=overridden)

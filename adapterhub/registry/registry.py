@@ -400,8 +400,10 @@ class Registry:
 
     def check_new_version(self, ref: Ref) -> None:
         """Raise the error that a push of a new version to `ref` would end with, whatever its files are."""
+        tags = moves.latest_tags(ref.tag)
         moves.check_push(self.ledger, ref, None)
-        moves.check_protected(self.ledger, ref.name, *moves.latest_tags(ref.tag))
+        moves.check_protected(self.ledger, ref.name, *tags)
+        self.gate.check_new(ref.name, tags, str)  # no version has an empty digest
 
     def push_manifest(
         self,
