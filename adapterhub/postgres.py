@@ -185,7 +185,7 @@ class Postgres:
             self.execute(first)
             version = self.select(f"SELECT version FROM {self._versions}")[0][0]  # noqa: S608
             if version > len(self._migrations):
-                raise RefusedError(self.location, "a newer adapterhub made it", "Upgrade adapterhub", code="newer-version")
+                raise RefusedError(self.location, "a newer adapterhub made it", "Upgrade adapterhub", code="newer-store")
             for script in self._migrations[version:]:
                 for statement in filter(str.strip, script.split(";")):
                     self.execute(_TYPE.sub(lambda match: _TYPES[match[0]], statement))

@@ -194,7 +194,7 @@ class SqliteFile:
         with self.transaction():
             version = self.select("PRAGMA user_version")[0][0]
             if version > len(self._migrations):
-                raise RefusedError(str(self.path), "a newer adapterhub made it", "Upgrade adapterhub", code="newer-version")
+                raise RefusedError(str(self.path), "a newer adapterhub made it", "Upgrade adapterhub", code="newer-store")
             for script in self._migrations[version:]:
                 for statement in script.split(";"):
                     self.execute(statement)

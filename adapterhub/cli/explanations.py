@@ -189,6 +189,7 @@ ERRORS: dict[str, str] = {
     "name-engine": "A server that runs already cannot be asked which program it is. Name it with --engine.",
     "name-of-base-and-adapter": "A request names the base or an adapter, so the two must not have one name.",
     "newer-index": "A newer adapterhub has written this registry.db, and this one does not know its tables.",
+    "newer-store": "A newer adapterhub has written to this registry or database, and this one could misread that. Upgrade adapterhub.",
     "newer-version": "A newer adapterhub wrote the file, and this one could misread it. Upgrade adapterhub.",
     "no-answer": "The server did not answer, or only with errors, after several tries. Try again later.",
     "no-chat-template": "Without a chat template a model continues one text, in which several messages would not be told apart.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.operations import merge_into, source_names
@@ -47,7 +46,7 @@ def run(
     from adapterhub.merging import Options
     from adapterhub_converters.containers import atomic
 
-    base, out = inputs.weights(places[0], settings), Path(places[1])
+    base, out = inputs.weights(places[0], settings), source_names.output_path(places[1])
     size = into["shard_size"]
     options = Options(
         dtype=into["dtype"],

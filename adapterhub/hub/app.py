@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapterhub.http_server import binding
 from adapterhub.http_server.request_bodies import BodyBudget, BodyError, BodyGuard, BodyLimits, client_address
 from adapterhub_converters.display import printable
-from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteError, UsageError
+from adapterhub_converters.errors import IntegrityError, LocalIOError, RefusedError, RemoteError, UsageError
 
 from . import error_responses, openapi, request_context, request_texts
 from .adapter_forms import routes as adapter_forms
@@ -71,7 +71,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
     routes = [*api_routes(), *page_routes()]
     metrics = Metrics(routes)
     is_local = binding.is_loopback(settings.host) and not settings.behind_proxy and not settings.url
-    errors = (LocalIOError, RemoteError, IntegrityError, UsageError, BodyError, ClientDisconnect)
+    errors = (LocalIOError, RemoteError, IntegrityError, RefusedError, UsageError, BodyError, ClientDisconnect)
     handlers = dict.fromkeys(errors, error_responses.error_response)
     middleware = [
         Middleware(CrossOriginMiddleware, is_local=is_local),

@@ -10,8 +10,16 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.http_server.request_bodies import BodyError
 from adapterhub_converters.display import printable
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, RemoteError, UsageError
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    IntegrityError,
+    LocalIOError,
+    RefusedError,
+    RemoteError,
+    UsageError,
+)
 
+_NEWER = ("newer-index", "newer-store")
 CLIENT_GONE = 499
 """nginx's status for a client that has disconnected."""
 
@@ -20,6 +28,12 @@ def error_status(error: AdapterhubError) -> tuple[int, str, dict[str, str]]:
     """Return status, message and headers for an error that is the hub's own fault; status 0 for any other error."""
     if isinstance(error, LocalIOError):
         return 507, f"the hub cannot write: {error.what}", {}
+    if isinstance(error, RefusedError) and error.code in _NEWER:
+        return (
+            503,
+            "the hub cannot do that now: a newer adapterhub has written its registry; its operator has to upgrade it",
+            {},
+        )
     if isinstance(error, RemoteError):  # the database or bucket may soon be back: ask the client to retry
         return 503, f"the hub cannot do that now: {error.what}", {"retry-after": "5"}
     # Damage in the hub's own store; other integrity errors are about what the client sent.

@@ -40,7 +40,7 @@ def learn(worker: Worker, address: HubAddress, upstream: Upstream) -> bool:
     """
     wire = hub_api.open_wire(address, upstream.endpoint, None, upstream.proxy, ())
     with closing(wire):
-        if not hub_api.has_api(upstream.endpoint, wire, str(address)):
+        if not hub_api.api_description(upstream.endpoint, wire, str(address)):
             return False
         try:
             entries = HubCatalog(HubApi(upstream.endpoint, wire, str(address))).log(Ref(address.name))

@@ -44,7 +44,7 @@ _EVALUATION = {
 }
 _APPROVAL = {JSON: object_of("tag", "message", tag=TEXT, message=_MESSAGE, bundle=TEXT)}
 _WITHDRAWAL = {JSON: object_of("message", message=_MESSAGE, everywhere=BOOLEAN, bundle=TEXT, key=TEXT)}
-_PUBLISHED = object_of("manifest", manifest=TEXT, tags=list_of(TEXT), message=TEXT, metrics=object_of())
+_PUBLISHED = object_of(manifest=TEXT, tags=list_of(TEXT), message=TEXT, metrics=object_of())
 
 
 def _changing(summary: str, body: Mapping[str, Schema] | None = None, **query: Schema) -> Operation:
@@ -100,12 +100,13 @@ OPERATIONS: Mapping[str, Operation] = {
         {JSON: object_of(keep=COUNT, ttl=COUNT)},
     ),
     f"DELETE {_NAMES}/retention": _changing("Keep all versions of a name"),
-    f"POST {_NAMES}/versions": Operation(
-        "Make a version of a manifest whose blobs were uploaded as to an OCI registry, and move tags to it",
-        {200: JSON, 201: JSON},
-        (403, 404, 409, 412, 413, 507),
-        body={JSON: _PUBLISHED},
-        needs=LOGIN,
+    f"POST {_NAMES}/versions": replace(
+        _changing(
+            "Make a version of a manifest whose blobs were uploaded as to an OCI registry, and move tags to it;"
+            " a rehearsal needs no blobs, and no manifest of a new version",
+            {JSON: _PUBLISHED},
+        ),
+        answers={200: JSON, 201: JSON},
     ),
     f"GET {_VERSION}": reading("Tell everything about a version"),
     f"GET {_VERSION}/lineage": reading("Tell what a version was made from, and what was made from it"),

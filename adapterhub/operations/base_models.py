@@ -85,7 +85,7 @@ def convert_model(
         >>> ah.convert_model("./bare", "bare.gguf", to="gguf").files
         ('bare.gguf',)
     """
-    path, out = source_names.existing_path(os.fspath(source)), Path(target)
+    path, out = source_names.existing_path(os.fspath(source)), source_names.output_path(target)
     sources.check_apart(out, path)
     if to == "hf":
         from adapterhub_converters.formats.gguf_model import to_folder

@@ -6,12 +6,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import AdapterhubError
 
-from . import base_sources, sources
+from . import base_sources, source_names, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -73,16 +72,16 @@ def convert(
     from adapterhub_converters.formats import convert as formats
     from adapterhub_converters.formats.lossy import LossAllowance
 
-    workspace = workspace or Workspace()
+    workspace, target = workspace or Workspace(), source_names.output_path(target)
     spec = base_sources.base_spec(base, workspace)
     with sources.open_source(source, workspace, as_stored=False) as adapter_source:
         # `replace` removes what is at the target, which must not be the source.
-        sources.check_apart(Path(target), adapter_source.path)
+        sources.check_apart(target, adapter_source.path)
         check = _SourceCheck(to, adapter_source.location, spec, force=force, may_drop=bool(allow_drop))
         with _recorded_base_named(adapter_source, spec):
             report = formats.convert(
                 adapter_source.path,
-                Path(target),
+                target,
                 to=to,
                 base=spec,
                 allowed=LossAllowance(approx=allow_approx, drop=list(allow_drop), rank=rank),

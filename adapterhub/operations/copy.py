@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.registry.signature_policy import store_signatures
@@ -42,20 +43,15 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace) -> PushResult |
                 if error.fields.get("adapter") == ref.name:  # which is not stored: a remedy is about the source
                     error.fields["adapter"] = os.fspath(source)
                 raise
-    return pull(os.fspath(source), target, workspace=workspace)
+    return pull(os.fspath(source), Path(target), workspace=workspace)
 
 
 def copied_ref(source: StrPath, target: StrPath, workspace: Workspace) -> Ref | None:
     """Return the ref that a target which is no address means; None for a folder, to which only a version can be copied."""
-    from adapterhub.ref import Ref
-
-    text = os.fspath(target)
-    if isinstance(target, str) and not text.startswith((".", os.sep)):
-        with suppress(UsageError):
-            return Ref.parse(text)
-    if not source_names.is_address(source) and source_names.ref_of(source, workspace) is None:
-        raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")
-    return None
+    _, ref = source_names.resolve_target(target)
+    if ref is None and not source_names.is_address(source) and source_names.ref_of(source, workspace) is None:
+        raise UsageError(os.fspath(target), "both are folders", "Copy a folder with the tools of your system")
+    return ref
 
 
 def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace) -> Version:

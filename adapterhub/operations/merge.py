@@ -113,19 +113,11 @@ def merge_destination(out: StrPath) -> Path | Ref:
     One word, or a path that begins with a dot or a slash, is a folder; a ref with a tag is a ref. `a/b` is a ref where there is
     no folder `a`, and ambiguous otherwise.
     """
-    from adapterhub.ref import Ref
-
     text, path = os.fspath(out), Path(out)
-    if not isinstance(out, str):
-        return path
     if source_names.is_address(out):
         raise UsageError(text, "is an address, and a merge is stored locally", "Merge into a ref like team/both, and copy that")
-    try:
-        ref = Ref.parse(text)
-    except UsageError:
-        # A colon begins a tag or is part of a path; only an existing parent folder makes it a path.
-        if ":" in text and not path.parent.is_dir():
-            raise
+    _, ref = source_names.resolve_target(out)
+    if ref is None:
         return path
     if ref.number or ref.digest or ref.range:
         raise UsageError(text, "names a version, and a merge creates a new one", f"Write {ref.name}, or {ref.name}:TAG")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adapterhub_converters.errors import MissingExtraError, UsageError
 from adapterhub_converters.trained_prompt import TrainedPrompt, common_prompt
 
-from . import base_sources, sources
+from . import base_sources, source_names, sources
 from .merge import open_adapters, pinned_base
 from .workspace import Progress, StrPath, Workspace
 
@@ -78,7 +78,7 @@ def merge_into(
     from adapterhub.merging import Options
     from adapterhub_converters.containers import atomic
 
-    workspace, target = (workspace or Workspace()).with_progress(progress), Path(out)
+    workspace, target = (workspace or Workspace()).with_progress(progress), source_names.output_path(out)
     recipe = Recipe("merge", method=method, seed=seed, parameters=parameters)
     with open_adapters(adapters, weights, workspace) as (adapter_sources, factors):
         folder = base_sources.weights(base, workspace)

@@ -97,6 +97,7 @@ def pull(
         'README.md'
     """
     workspace = (workspace or Workspace()).with_progress(progress)
+    out = source_names.output_path(out) if out else None
     spec, conversion = base_sources.base_spec(base, workspace), sources.as_conversion(to)
     if conversion is not None and conversion.to == "ollama":
         model = model or base_sources.local_path(spec)

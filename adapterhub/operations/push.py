@@ -199,6 +199,7 @@ def _push_to_address(
         )
         version_source, reference = outgoing.source, outgoing.reference
         manifest, attached = version_source.manifest(reference), 0
+        remote.check_push(manifest, address.reference)
         signatures = [*outgoing.signatures, *signature_checks.carried_signatures(version_source, manifest, workspace)]
         # Attached before the version where possible, because a policy there may ask for signatures; not every registry allows
         # it.

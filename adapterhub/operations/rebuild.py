@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import policy_checks, sources
+from . import policy_checks, source_names, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ def rebuild(
     from adapterhub_converters.containers import atomic
     from adapterhub_converters.trained_prompt import FILE as TEMPLATE_FILE
 
+    path = source_names.output_path(out) if out else None
     with version_to_rebuild(ref, workspace, out) as (registry, version, temporary):
         stored = temporary / "stored"
         parents = list(_parents(registry, version.digest, temporary))
-        target = Path(out) if out else temporary / "rebuilt"
+        target = path or temporary / "rebuilt"
         with atomic.pending_output(target, replace=replace, durable=out is not None) as rebuilt:
             with sources.relabel_errors(stored, str(version.ref)):
                 adapter_recipe.rebuild_adapter(stored, parents, rebuilt, base=base)

@@ -18,7 +18,7 @@ from adapterhub_converters.adapter_files import determines_function
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import base_sources
+from . import base_sources, source_names
 from . import train as train_operation
 from .rebuild import RebuildResult, version_to_rebuild
 from .workspace import StrPath, Workspace
@@ -51,10 +51,11 @@ def rebuild(
     Raises:
         RefusedError: There is no record of a training, or an input is not the recorded one. Nothing was trained.
     """
+    path = source_names.output_path(out) if out else None
     with version_to_rebuild(ref, workspace, out) as (registry, version, temporary):
         stored = temporary / "stored"
         inputs = recorded_inputs(registry, version, stored, Inputs(base, data), workspace)
-        target = Path(out) if out else temporary / "trained"
+        target = path or temporary / "trained"
         train_operation.train(inputs.config, target, start=inputs.start, replace=replace, workspace=workspace)
         return RebuildResult(version, tuple(differences(stored, target)))
 

@@ -1,7 +1,7 @@
 """What a text names: a path, a ref of the registry, or an address; never a guess between two.
 
-Every command and function that takes a SRC uses this module; `sources` opens what is named. `ref` parses refs, and
-`registry.version_selection` picks a version for one.
+Every command and function that takes a SRC, or a target that may be a ref or a folder, uses this module; `sources` opens what
+is named. `ref` parses refs, and `registry.version_selection` picks a version for one.
 """
 
 from __future__ import annotations
@@ -75,6 +75,65 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
     explicit_ref = f"{text}:latest" if str(ref) == ref.name else text
     hint = f"Write ./{text} for the path, {explicit_ref} for the adapter"
     raise UsageError(text, "both a path and an adapter in the registry", hint, code="ambiguous")
+
+
+def resolve_target(target: StrPath) -> tuple[Path | None, Ref | None]:
+    """Return the folder or the ref that a target names, which is no address; a text that could be either is a ref.
+
+    Raises:
+        RefError: It looks like a ref, and is not one.
+    """
+    from adapterhub.ref import Ref, RefError
+
+    text = os.fspath(target)
+    if isinstance(target, str) and not _begins_as_path(text):
+        try:
+            return None, Ref.parse(text)
+        except RefError as error:
+            if _looks_like_ref(text) and not _is_clear_path(text):
+                error.hint = f"{error.hint}; for a folder, write ./{text}" if error.hint else f"For a folder, write ./{text}"
+                raise
+    return Path(target), None
+
+
+def output_path(target: StrPath) -> Path:
+    """Return the path of an output that can be nothing else.
+
+    Raises:
+        UsageError: It is an address, or it looks like a ref with a tag or a digest.
+    """
+    text = os.fspath(target)
+    if isinstance(target, str) and not _begins_as_path(text) and not _is_clear_path(text):
+        words = "and this is written to a folder or a file"
+        if is_address(text) or "://" in text:
+            raise UsageError(text, f"is an address, {words}", "Write a path; a copy takes the version to an address")
+        if "/" in _name_part(text) != text:
+            raise UsageError(text, f"looks like a ref, {words}", f"Write ./{text} for the path", code="invalid-ref")
+    return Path(target)
+
+
+def _begins_as_path(text: str) -> bool:
+    return text.startswith((".", "~", os.sep))
+
+
+def _is_clear_path(text: str) -> bool:
+    """Return whether a text that is no ref is a path: it ends with a slash, it is there, or the folder that it is in."""
+    path = Path(text)
+    exists = path.exists() or path.is_symlink() or ("/" in text and path.parent.is_dir())
+    return exists or bool(path.drive) or text.endswith(("/", os.sep))
+
+
+def _looks_like_ref(text: str) -> bool:
+    """Return whether a text may be meant as a ref: namespace/name, a version of a name, or the address of one."""
+    from adapterhub.ref import intended_address
+
+    name = _name_part(text)
+    return name != text or name.count("/") == 1 or bool(intended_address(text))
+
+
+def _name_part(text: str) -> str:
+    """Return a text without what follows its first colon or at sign."""
+    return text.partition("@")[0].partition(":")[0]
 
 
 def _missing_path_error(text: str, ref: Ref, workspace: Workspace) -> NotFoundError | None:

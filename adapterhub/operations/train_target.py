@@ -18,6 +18,7 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
+    from adapterhub.remotes.remote_address import RemoteAddress
     from adapterhub.training import TrainConfig
     from adapterhub.trust.keys import Signer
 
@@ -54,15 +55,27 @@ def check(config: TrainConfig, target: str, signer: Signer | None, workspace: Wo
 
 def _check_address(target: str, signer: Signer | None, workspace: Workspace) -> str:
     """Ask the remote at an address; return the name that a policy checks."""
-    from adapterhub.remotes import remote_access
-    from adapterhub.remotes.hub.hub_client import LOGIN, HubAddress
-    from adapterhub.remotes.remote_address import name_of
-
     address = push_result.target_address(target, workspace)
     rules = workspace.rules()
     if rules and address.reference in rules.gated_tags():
         problem = "the project has requirements on this tag, which no new version meets"
         raise RefusedError(target, problem, f"Push to {address.repository}, and promote the version")
+    with workspace.connect(address) as remote:
+        if not remote.check_push(None, address.reference):
+            _check_rights(address, target, workspace)
+        if signer is not None and remote.as_referring_target() is None:
+            raise remote.unsupported_error("attachments", "Push without signing the training, or use an OCI registry")
+        with suppress(NotFoundError):  # the push creates it
+            remote.tags()
+    return address.repository
+
+
+def _check_rights(address: RemoteAddress, target: str, workspace: Workspace) -> None:
+    """Raise DeniedError if the user may not write to an address, as far as the remote tells."""
+    from adapterhub.remotes import remote_access
+    from adapterhub.remotes.hub.hub_client import LOGIN, HubAddress
+    from adapterhub.remotes.remote_address import name_of
+
     rights = None
     with suppress(NotFoundError):  # a hub that does not tell
         rights = remote_access.access_to(address, workspace.surroundings(), name_of(address).partition("/")[0])
@@ -70,12 +83,6 @@ def _check_address(target: str, signer: Signer | None, workspace: Workspace) -> 
         login = "" if rights.user else address.login if isinstance(address, HubAddress) else address.host
         hint = "" if rights.user or login else LOGIN
         raise DeniedError(target, f"may not be written to: {rights.reason}", hint, host=login)
-    with workspace.connect(address) as remote:
-        if signer is not None and remote.as_referring_target() is None:
-            raise remote.unsupported_error("attachments", "Push without signing the training, or use an OCI registry")
-        with suppress(NotFoundError):  # the push creates it
-            remote.tags()
-    return address.repository
 
 
 def _check_policy(policy: Policy, config: TrainConfig, name: str, target: str, signer: Signer | None) -> None:

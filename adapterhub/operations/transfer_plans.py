@@ -84,6 +84,7 @@ def plan_push(
             expect_digest(remote, expect)
             outgoing = outgoing_version(stack, source, workspace, options, address=address, name=name)
             manifest = outgoing.source.manifest(outgoing.reference)
+            remote.check_push(manifest, address.reference)
             workspace.tell_notes(remote)
             skipped, overridden = outgoing.skipped, outgoing.overridden
             return _plan(str(address), manifest, remote, remote.has_blob, skipped=skipped, overridden=overridden)
@@ -164,8 +165,9 @@ def plan_pull(
     """
     from adapterhub.manifest import existing_folder
 
+    out = source_names.output_path(out) if out else None
     with pull.incoming_version(source, workspace, name=name, demand=demand) as incoming:
-        target = Path(out) if out else Path(incoming.title)
+        target = out or Path(incoming.title)
         manifest = incoming.manifest
         existing = existing_folder.inspect_folder(target)
         is_new = existing is None or not existing.holds(manifest)
@@ -184,7 +186,7 @@ def plan_copy(source: StrPath, target: StrPath, workspace: Workspace) -> Transfe
 
     ref = copy.copied_ref(source, target, workspace)
     if ref is None:
-        return plan_pull(os.fspath(source), target, workspace)
+        return plan_pull(os.fspath(source), Path(target), workspace)
     workspace.check_name(ref.name)
     with ExitStack() as stack:
         registry: Registry | None = None

@@ -21,13 +21,13 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from . import policy_rules
-from .policy_rules import NO_FACTS, AllowedBase, Bounds, EvaluationRule, RuleCheck, VersionFacts
+from .policy_rules import ACCOUNT, NO_FACTS, OWNER, AllowedBase, Bounds, EvaluationRule, RuleCheck, VersionFacts
 from .tag_rules import TagRules
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.identity import Identity
-    from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.manifest.document import AdapterManifest, Training
 
 CODE = "against-policy"
 """The code of the error for an adapter that a policy forbids."""
@@ -85,7 +85,7 @@ class Policy:
         license_parts: Parts of `policy_rules.PARTS`, which must have an allowed license too.
         base_models: The allowed base models by their names.
         data: Digests of allowed training data, or patterns of names and addresses.
-        evaluations: Results that adapter.json must have.
+        evaluations: Results that must be recorded, or declared in adapter.json.
         builders: The builders, one of which an attestation of a training must name.
         unexpired: The day on which adapter.json says that it expires must be in the future, and so must those of its parents.
         max_age: The largest number of seconds since its training or its release.
@@ -307,13 +307,22 @@ class Policy:
             problem = bounds.violation(number)
             if bounds.recorders and not problem:
                 recorder = measured.recorder_of(bounds.metric) if bounds.metric in measured.values else ""
-                problem = bounds.recorder_violation(recorder or (training.recorder if training else None))
+                problem = bounds.recorder_violation(recorder or self._recorder_of(training))
             yield f"metrics.{bounds.metric}", "not measured" if number is None else f"{number:g}", problem
         for rule in self.evaluations:
-            results = [result for result in origin.evaluations or () if result.metric == rule.bounds.metric]
+            results = rule.results(origin, measured.evaluations())
             problems = [rule.violation_by(result) for result in results]
             value = ", ".join(f"{result.value:g}" for result in results) or "not measured"
             yield rule.rule, value, "" if "" in problems else "; ".join(problems) or "was not measured"
+
+    def _recorder_of(self, training: Training | None) -> str:
+        """Return who recorded the metrics of a training in adapter.json: its owner, who can write any name there.
+
+        A name counts if somebody must have signed the training of every version. That of an account is never one of a training.
+        """
+        recorder = (training.recorder if training else None) or OWNER
+        is_attested = any(rule.attestation == "training" and rule.pattern == "*" for rule in self.attestations)
+        return recorder if is_attested and not recorder.startswith(ACCOUNT) else OWNER
 
     def _time_checks(
         self, manifest: AdapterManifest, origin: AdapterManifest, facts: VersionFacts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -19,12 +19,15 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
-    from adapterhub.manifest.document import AdapterManifest, DeclaredEvaluation
+    from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.manifest.measurement import Evaluation
 
 BASE, PARENTS, DATA = PARTS = ("base", "parents", "data")
 """The parts of an adapter whose licenses a policy can restrict too."""
 OWNER = "owner"
 """The recorder of what a push declares, as in `manifest.document`, which is slow to load."""
+ACCOUNT = "account:"
+"""The beginning of the recorder of what an account sends to a hub."""
 _DAY = 86400  # seconds
 _MAX_ANCESTORS = 1000
 
@@ -64,10 +67,10 @@ class Bounds:
             return f"{value:g} is below {self.min:g}"
         return f"{value:g} is over {self.max:g}" if self.max is not None and not value <= self.max else ""
 
-    def recorder_violation(self, recorder: str | None) -> str:
+    def recorder_violation(self, recorder: str) -> str:
         """Return what is wrong with who recorded a value; empty if nothing is."""
         is_allowed = not self.recorders or recorder in self.recorders
-        return "" if is_allowed else f"was recorded by {recorder or 'nobody that it names'}, not {' or '.join(self.recorders)}"
+        return "" if is_allowed else f"was recorded by {recorder}, not {' or '.join(self.recorders)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +101,20 @@ class AllowedBase:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricResult:
+    """One value of a metric, the digests of the data it was measured on, and who recorded it."""
+
+    value: float
+    data: Collection[Digest]
+    recorder: str
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationRule:
     """A result that an adapter must have, of allowed data and by an allowed recorder.
 
     Attributes:
-        bounds: The metric, its limits, and who may have recorded it in adapter.json.
+        bounds: The metric, its limits, and who may have recorded it.
         data: The digests of data sets, one of which it was measured on; empty for any.
     """
 
@@ -122,11 +134,27 @@ class EvaluationRule:
             return "was measured on other data than is allowed" if data else "does not say which data it was measured on"
         return ""
 
-    def violation_by(self, evaluation: DeclaredEvaluation) -> str:
-        """Return what is wrong with a declared result of this metric; empty if nothing is."""
-        return self.bounds.recorder_violation(evaluation.recorder) or self.violation(
-            evaluation.value, [evaluation.digest] if evaluation.digest else []
-        )
+    def results(self, manifest: AdapterManifest, recorded: Iterable[Evaluation]) -> list[MetricResult]:
+        """Return the results of the metric: those that adapter.json declares, and those of evaluations in a log.
+
+        Whoever pushes a version can write any recorder into its adapter.json, so a declared result is its owner's.
+        """
+        metric = self.bounds.metric
+        declared = [result for result in manifest.evaluations or () if result.metric == metric]
+        return [
+            *(MetricResult(result.value, [result.digest] if result.digest else [], OWNER) for result in declared),
+            *(
+                MetricResult(
+                    evaluation.metrics[metric], [str(file.get("digest")) for file in evaluation.data], evaluation.recorder
+                )
+                for evaluation in recorded
+                if metric in evaluation.metrics
+            ),
+        ]
+
+    def violation_by(self, result: MetricResult) -> str:
+        """Return what is wrong with a result of this metric; empty if nothing is."""
+        return self.bounds.recorder_violation(result.recorder) or self.violation(result.value, result.data)
 
 
 ReadParent = Callable[["Digest"], "AdapterManifest | None"]
@@ -143,11 +171,13 @@ class Measurements:
 
     Attributes:
         values: By the names of metrics that a search uses.
-        recorder_of: Returns who recorded a metric, in the words of `Training.recorder`; empty if the training did.
+        recorder_of: Returns who recorded a metric; empty for one of adapter.json.
+        evaluations: Returns the evaluations in logs.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
     recorder_of: Callable[[str], str] = lambda _: OWNER
+    evaluations: Callable[[], Sequence[Evaluation]] = tuple
 
 
 NO_MEASUREMENTS = Measurements()

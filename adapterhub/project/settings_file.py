@@ -281,6 +281,8 @@ def _tag_rules(document: SettingsDocument, tag: str, path: Path) -> TagRules:
 def _gates(document: SettingsDocument, required: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield the gates of the table `eval`: the name of an evaluation with one bound, or a list of them."""
     table = (*required, "eval")
+    hint = 'Write it like { tests = "pass>=0.95", eval = ["ppl<12", "ppl/base<0.9"] }'
+    document.check(isinstance(document.table(*required).get("eval", {}), dict), required, "eval", "is not a table", hint)
     for name in document.patterns(table):
         value = document.table(*table)[name]
         gates = [value] if isinstance(value, str) else value
@@ -288,7 +290,6 @@ def _gates(document: SettingsDocument, required: tuple[str, ...]) -> Iterator[tu
         is_valid = is_valid and all(
             isinstance(gate, str) and 0 < len(gate) <= MAX_PATTERN and gate.isprintable() for gate in gates
         )
-        hint = 'Write it like { tests = "pass>=0.95", eval = ["ppl<12", "ppl/base<0.9"] }'
         document.check(is_valid, table, name, "is not a gate, or a list of them", hint)
         yield from ((name, gate) for gate in gates)
 

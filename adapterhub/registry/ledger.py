@@ -203,6 +203,11 @@ class Ledger:
                 create_index(self.root / FILE, self.store)
             self._reopen()
 
+    def reopen_if_replaced(self) -> None:
+        """Open the index again if there is another registry.db now: reads of the old one would never see what has moved."""
+        if not self.index.in_transaction and self.index.is_replaced() and (self.root / FILE).exists():
+            self._reopen()
+
     def _reopen(self) -> None:
         """Open the current index, and close the old one only then: if its folder is unmounted for a while, it may come back."""
         old_index, self.index = self.index, open_index(self.root / FILE, self.store)

@@ -111,7 +111,8 @@ class Registry:
         self.ledger.close()
 
     def refresh(self) -> None:
-        """Bring the index up to date with moves by other machines, which those of a folder do not have."""
+        """Open the index that another program has put in the place of this one's, if any."""
+        self.ledger.reopen_if_replaced()
 
     def __enter__(self) -> Self:
         return self
@@ -399,8 +400,10 @@ class Registry:
 
     def check_new_version(self, ref: Ref) -> None:
         """Raise the error that a push of a new version to `ref` would end with, whatever its files are."""
+        tags = moves.latest_tags(ref.tag)
         moves.check_push(self.ledger, ref, None)
-        moves.check_protected(self.ledger, ref.name, *moves.latest_tags(ref.tag))
+        moves.check_protected(self.ledger, ref.name, *tags)
+        self.gate.check_new(ref.name, tags, str)  # no version has an empty digest
 
     def push_manifest(
         self,

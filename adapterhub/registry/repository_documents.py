@@ -333,6 +333,6 @@ def _parse_document(raw: bytes, location: str, last_version: int = _VERSION) -> 
             location,
             f"version {version} is newer than {last_version}, the last supported",
             "Upgrade adapterhub",
-            code="newer-version",
+            code="newer-store",
         )
     return document

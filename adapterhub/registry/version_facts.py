@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.index.index_database import Index
     from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.manifest.measurement import Evaluation
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.store.store import Store
 
@@ -31,17 +32,34 @@ def measurements(index: Index, digest: Digest) -> Measurements:
     """Return the metrics recorded for a manifest, under the names that a search uses, and who recorded each."""
     from adapterhub.index import queries  # with SQLite, which a check of a folder does without
 
-    return Measurements(queries.metrics(index, digest), partial(_metric_recorder, index, digest))
+    values = queries.metrics(index, digest)
+    return Measurements(values, partial(_metric_recorder, index, digest, values), partial(_evaluations, index, digest))
 
 
-def _metric_recorder(index: Index, digest: Digest, metric: str) -> str:
+def _metric_recorder(index: Index, digest: Digest, values: Mapping[str, float], metric: str) -> str:
     """Return who recorded the value of a metric that `queries.metrics` has; empty for a metric of the training."""
     from adapterhub.index import queries
     from adapterhub.manifest import measurement
 
     name, number = queries.measured_version(index, digest, metric)
     evaluations = measurement.evaluations_of(queries.marks(index, "evaluate", name), number)
-    return next((evaluation.recorder for evaluation in evaluations if metric in evaluation.searchable_metrics), "")
+    # By the value too: evaluations with different names may have metrics of one name for a search.
+    return next(
+        (evaluation.recorder for evaluation in evaluations if evaluation.searchable_metrics.get(metric) == values[metric]), ""
+    )
+
+
+def _evaluations(index: Index, digest: Digest) -> list[Evaluation]:
+    """Return the evaluations in force of the versions with a manifest, under any name."""
+    from adapterhub.index import queries
+    from adapterhub.manifest import measurement
+
+    rows = queries.versions(index, digest=digest)
+    return [
+        evaluation
+        for row in rows
+        for evaluation in measurement.evaluations_of(queries.marks(index, "evaluate", row.name), row.number)
+    ]
 
 
 def read_parent(store: Store, digest: Digest) -> AdapterManifest | None:

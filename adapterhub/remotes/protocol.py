@@ -205,6 +205,18 @@ class OpenRemote(Target, ABC):
         """Point more tags at the version that is written next; return False from a remote that takes one tag at a time."""
         return not tags
 
+    def check_push(self, manifest: Manifest | None, tag: str | None) -> bool:
+        """Raise the error with which the remote would refuse a version and its tags, before bytes are sent.
+
+        Args:
+            manifest: The version; None for a new one whose files are not known yet.
+            tag: The tag that is to be pointed at it.
+
+        Returns:
+            Whether the remote was asked, which most decide only when they get the manifest.
+        """
+        return False
+
     def make_private(self) -> None:
         """Create the repository as private, if it has to be created.
 

@@ -107,7 +107,7 @@ class Entry:
         version = document.pop("version", None)
         if isinstance(version, int) and version > max(_OPS_BY_VERSION):
             problem = f"entry version {version} is newer than version {max(_OPS_BY_VERSION)}, the last supported"
-            raise RefusedError(location, problem, "Upgrade adapterhub", code="newer-version")
+            raise RefusedError(location, problem, "Upgrade adapterhub", code="newer-store")
         # Exactly the fields of the version: another field could change what the entry means.
         kinds = {key: type(value) for key, value in document.items()}
         if type(version) is not int or version not in _OPS_BY_VERSION or kinds != _fields(version):

@@ -59,6 +59,15 @@ class Place:
     def policy(self, text: str) -> None:
         (self.root / "adapterhub.toml").write_text(text)
 
+    def push_edited_training(self, **changes: object) -> None:
+        """Push the adapter with a training that did not take place, changed with a text editor."""
+        (self.folder / "adapter.toml").write_text(self.true_record)
+        manifest = derive.describe(self.folder, base=bases.read_hf(self.root / "base"))
+        (self.folder / "adapter.toml").unlink()
+        manifest.write(self.folder)
+        self.edit(training={**manifest.to_dict()["training"], **changes}, files=[])
+        self.push()
+
     def push_copied_bundles(self, toml: str = "") -> None:
         """Push another adapter as team/sql, and attach to it all that was signed about team/good."""
         write_adapter(self.folder, 6)
@@ -102,12 +111,7 @@ def typed_recorder(place: Place) -> None:
 
 def edited_recorder(place: Place) -> None:
     """The record says `trainer`, and even a CI that believes it signs for the record alone."""
-    (place.folder / "adapter.toml").write_text(place.true_record)
-    manifest = derive.describe(place.folder, base=bases.read_hf(place.root / "base"))
-    (place.folder / "adapter.toml").unlink()
-    manifest.write(place.folder)
-    place.edit(training=manifest.to_dict()["training"] | {"recorder": "trainer"}, files=[])
-    place.push()
+    place.push_edited_training(recorder="trainer")
     ah.attest("team/sql", "ci.key", training=True, workspace=place.workspace)
     place.policy('[policy]\nrecorders = ["trainer"]\nbuilders = ["urn:adapterhub:trainer"]\n' + SIGNED_TRAINING)
 
@@ -131,6 +135,27 @@ def typed_evaluation(place: Place) -> None:
 
 def typed_evaluation_recorder(place: Place) -> None:
     (place.folder / "adapter.toml").write_text('[[evaluations]]\nmetric = "bleu"\nvalue = 99\nrecorder = "lm-eval"\n')
+
+
+def edited_evaluation_recorder(place: Place) -> None:
+    """A result in adapter.json that names a tool, an account or anybody else who did not measure it."""
+    derive.describe(place.folder).write(place.folder)
+    names = ("lm-eval", "adapterhub", "account:ci")
+    place.edit(evaluations=[{"metric": "bleu", "value": 99.0, "digest": DIGEST, "recorder": name} for name in names])
+    place.push()
+    place.policy(f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{DIGEST}"]\nrecorders = {list(names)}\n')
+
+
+def metric_in_the_name_of(recorder: str, rules: str = "") -> Callable[[Place], None]:
+    """A metric of a training in adapter.json, under the name that a search gives one of an evaluation."""
+
+    def edited_metric(place: Place) -> None:
+        place.push_edited_training(metrics={"sql_bleu": 99.0}, recorder=recorder)
+        place.policy(f'[policy.metrics]\nsql_bleu = {{ min = 20, recorders = ["{recorder}"] }}\n{rules}')
+        if rules:
+            ah.attest("team/sql", "ci.key", training=True, builder="https://ci.example", workspace=place.workspace)
+
+    return edited_metric
 
 
 def evaluation_of_another_version(place: Place) -> None:
@@ -247,6 +272,11 @@ FORGERIES: list[tuple[Callable[[Place], None], str, int, str]] = [
     (typed_weights, PULL, 6, "attestations.*.training: has no attestation 'training'"),
     (typed_evaluation, PULL, 6, "evaluations.bleu: was recorded by owner, not lm-eval"),
     (typed_evaluation_recorder, "push sql team/sql", 2, "'lm-eval' is no recorder of a declaration, which its owner makes"),
+    (edited_evaluation_recorder, PULL, 6, "evaluations.bleu: was recorded by owner, not lm-eval or adapterhub or account:ci"),
+    (metric_in_the_name_of("account:ci"), PULL, 6, "metrics.sql_bleu: was recorded by owner, not account:ci"),
+    (metric_in_the_name_of("adapterhub"), PULL, 6, "metrics.sql_bleu: was recorded by owner, not adapterhub"),
+    (metric_in_the_name_of("trainer"), PULL, 6, "metrics.sql_bleu: was recorded by owner, not trainer"),
+    (metric_in_the_name_of("account:ci", SIGNED_TRAINING), PULL, 6, "sql_bleu: was recorded by owner, not account:ci"),
     (evaluation_of_another_version, PULL, 6, "no attestation 'tests'"),
     (training_of_another_version, PULL, 6, OTHER_DIGEST),
     (training_of_another_version, VERIFY, 1, f"no attestation that is accepted: {OTHER_DIGEST}"),

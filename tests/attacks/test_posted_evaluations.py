@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import adapterhub as ah
+from adapterhub.manifest import derive
 from adapterhub.operations.workspace import Workspace
 from adapterhub.project import settings_file
 from adapterhub.ref import Ref
@@ -105,3 +107,43 @@ def test_what_a_client_sends_to_a_hub_is_recorded_by_its_account(
                 else:
                     with pytest.raises(ah.RefusedError, match=f"was recorded by account:alice, not {recorder}"):
                         ah.pull(name, tmp_path / "out", workspace=workspace)
+
+
+def test_a_result_in_adapter_json_is_its_owners_and_one_of_the_log_is_its_accounts(
+    tmp_path: Path, make: Make, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = '[policy.evaluations.pass]\nmin = 0.5\nrecorders = ["account:ci"]\n'
+    policy = settings_file.parse(rules, tmp_path / "adapterhub.toml").policy
+    with serving(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        folder = make("a", 1)
+        derive.describe(folder).write(folder)
+        document = json.loads((folder / "adapter.json").read_text())
+        document["evaluations"] = [{"metric": "pass", "value": 1.0, "recorder": "account:ci"}]
+        (folder / "adapter.json").write_text(json.dumps(document))
+        run("push", folder, f"{hub.url.replace('http://', 'hub+http://')}/team/sql")
+        with hub.registry() as registry:
+            workspace = Workspace(registry=registry.root, policy=policy)
+            for rate, problem in (("", "was recorded by owner"), (0.4, "0.4 is below 0.5"), (0.9, "")):
+                if rate:
+                    body = {"name": "golden", "metrics": {"pass": rate}, "data": [], "base": {}}
+                    answer = Sending(hub.url, hub.make_token("ci", "write")).ask("POST", EVALUATIONS, body)
+                    assert answer.status == 200
+                if problem:
+                    with pytest.raises(ah.RefusedError, match=problem):
+                        ah.pull("team/sql", tmp_path / "out", workspace=workspace)
+            ah.pull("team/sql", tmp_path / "out", workspace=workspace)
+
+
+def test_a_metric_is_recorded_by_the_account_whose_value_it_is(tmp_path: Path, make: Make) -> None:
+    """Two evaluations of other names may have a metric of one name, as a search calls it."""
+    with serving(tmp_path / "hub") as hub:
+        with hub.registry() as registry:
+            registry.push(make("a", 1), Ref.parse("team/sql"))
+        for account, name, metric, rate in (("ci", "sql", "x_pass", 0.2), ("mallory", "sql_x", "pass", 1.0)):
+            body = {"name": name, "metrics": {metric: rate}, "data": [], "base": {}}
+            assert Sending(hub.url, hub.make_token(account, "write")).ask("POST", EVALUATIONS, body).status == 200
+        with hub.registry() as registry:
+            facts = version_facts.measurements(registry.index, registry.row(Ref.parse("team/sql")).digest)
+            assert (facts.values["sql_x_pass"], facts.recorder_of("sql_x_pass")) == (1.0, "account:mallory")

@@ -12,6 +12,8 @@ import pytest
 
 from adapterhub.cli.environment import prepare_torch
 from tests.conftest import LEARNING, Run, Terminal, _environment, need_module
+from tests.hub.api.test_releasing import RULES, releasing
+from tests.support.adapters import Make
 from tests.support.forked import Forked
 from tests.support.hub_models import publish
 from tests.support.hub_server import Hub
@@ -324,6 +326,24 @@ def test_a_rule_that_the_trained_adapter_cannot_meet_refuses_the_push_before_the
     assert not (tmp_path / "letters").exists()
 
 
+def test_a_tag_whose_requirements_no_new_version_meets_is_refused_before_the_first_step(
+    run: Run, config: Path, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with releasing(tmp_path, make) as hub:
+        address = f"{hub.url.replace('http', 'hub+http', 1)}/team/letters"
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        refusals = [run("train", "letters.toml", "--push", f"{address}@prod", code=6).stderr]
+        assert run("list", address, code=3)
+    (tmp_path / "adapterhub.toml").write_text(RULES)
+    run("init")
+    refusals.append(run("train", "letters.toml", "--push", "team/letters:prod", code=6).stderr)
+    for refusal in refusals:
+        assert "approvals: 0 of 1 (needed: 1" in refusal
+        assert "step 1" not in refusal
+    assert not (tmp_path / "letters").exists()
+
+
 def test_a_remote_is_asked_before_the_first_step_whether_it_takes_the_push(
     run: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +362,7 @@ def test_a_remote_is_asked_before_the_first_step_whether_it_takes_the_push(
         refused = run(*words, "hf://team/letters", "--key", "trainer.key", code=2)
         assert "a hub has no attachments" in refused.stderr
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        assert "127.0.0.1:9" in run(*words, "hf://team/letters", code=5).stderr
+        assert "127.0.0.1: connection refused" in run(*words, "hf://team/letters", code=5).stderr
     assert not (tmp_path / "letters").exists()
     assert not hub.repos
 

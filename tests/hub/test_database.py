@@ -227,4 +227,4 @@ def test_a_version_before_the_first_is_an_empty_database_and_a_later_one_is_refu
         monkeypatch.setattr(f"adapterhub.{place}.MIGRATIONS", module.MIGRATIONS[:-1])
     with pytest.raises(RefusedError, match="a newer adapterhub made it") as error:
         opener()
-    assert error.value.code == "newer-version"
+    assert error.value.code == "newer-store"

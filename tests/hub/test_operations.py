@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -66,6 +67,77 @@ def test_a_hub_is_ready_until_its_store_cannot_be_written(hub: Running, monkeypa
     answer = get(hub, "/ready")
     assert answer.status == 503
     assert answer.json() == {"status": "not ready", "checks": {"database": "ok", "store": "error", "disk": "ok"}}
+
+
+NEWER = "a newer adapterhub has written its registry; its operator has to upgrade it"
+
+
+def replace_index(folder: Path, version: int) -> None:
+    """Put an index of a version in the place of a registry's, as another program does that upgrades it."""
+    index = folder / "registry.db"
+    with closing(sqlite3.connect(index)) as source, closing(sqlite3.connect(folder / "new.db")) as target:
+        source.backup(target)
+        target.execute(f"PRAGMA user_version = {version}")
+    (folder / "new.db").replace(index)
+
+
+def test_a_hub_whose_index_is_of_a_newer_adapterhub_is_not_ready_and_says_so(
+    filled: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_READY_SECONDS", 0.0)
+    assert get(filled, "/ready").status == 200
+    replace_index(filled.folder, 99)
+    answer = get(filled, "/ready")
+    assert (answer.status, answer.json()["checks"]["store"]) == (503, "error")
+    headers = {"authorization": f"Bearer {filled.token}"}
+    for path in (
+        "/",
+        "/team/soon",
+        "/api/models",
+        "/api/models/team/soon",
+        "/api/adapterhub/v1/search",
+        "/v2/_catalog",
+        "/v2/team/soon/tags/list",
+        "/team/soon/resolve/main/README.md",
+        "/metrics",
+    ):
+        answer = get(filled, path, **headers)
+        assert answer.status == 503, path
+        assert NEWER in answer.data.decode(), path
+        assert str(filled.folder) not in answer.data.decode(), path
+
+
+def test_a_hub_reads_the_index_that_took_the_place_of_its_own(filled: Running) -> None:
+    headers = {"authorization": f"Bearer {filled.token}"}
+    get(filled, "/api/models", **headers)
+    with closing(sqlite3.connect(filled.folder / "registry.db")) as index:
+        ((version,),) = index.execute("PRAGMA user_version").fetchall()
+    replace_index(filled.folder, version)
+    with Registry.open(filled.folder) as registry:
+        registry.push(filled.folder.parent / "adapter-1", Ref("team/other"))
+    for _ in range(16):  # whichever thread answers
+        assert "team/other" in {model["id"] for model in get(filled, "/api/models", **headers).json()}
+
+
+def test_a_name_that_a_newer_adapterhub_has_moved_is_not_served_and_the_others_are(filled: Running) -> None:
+    log = filled.folder / ".adapterhub" / "refs" / "team" / "sql"
+    entry = json.loads((log / "00000001.json").read_bytes())
+    (log / "00000002.json").write_text(json.dumps({**entry, "version": 99, "seq": 2}))
+    headers = {"authorization": f"Bearer {filled.token}"}
+    for path in ("/team/sql", "/api/models/team/sql", "/v2/team/sql/tags/list"):
+        answer = get(filled, path, **headers)
+        assert answer.status == 503, path
+        assert NEWER in answer.data.decode(), path
+    assert get(filled, "/api/models/team/soon").status == 200
+    assert get(filled, "/ready").status == 200
+
+
+def test_a_hub_goes_on_beside_a_newer_one_that_has_added_to_its_tables(filled: Running) -> None:
+    with closing(sqlite3.connect(filled.folder / "hub.db")) as newer:
+        newer.execute("ALTER TABLE accounts ADD COLUMN newer TEXT")
+        newer.execute("PRAGMA user_version = 99")
+    assert get(filled, "/ready").status == 200
+    assert get(filled, "/api/whoami-v2", authorization=f"Bearer {filled.token}").status == 200
 
 
 def metrics_of(hub: Running) -> str:

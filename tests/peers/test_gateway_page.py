@@ -23,7 +23,7 @@ _SHOWN = """
 page.wait_for_selector("#rollouts section")
 page.fill("#served input", ID)
 page.press("#served input", "Enter")
-page.wait_for_function("document.querySelector('#answer').textContent")
+page.wait_for_selector("#answer:not(:empty)")
 result = {"rollouts": page.inner_text("#rollouts"), "answer": page.inner_text("#answer")}
 """
 

@@ -97,6 +97,18 @@ result = {"title": page.title(), "ran": page.evaluate("window.ran === undefined"
 """
 
 
+# Where the lines of verdicts of some adapters end on a phone, from the top of the page.
+_STRIPS = """
+context = page.context.browser.new_context(viewport={"width": 390, "height": 844})
+one, result = context.new_page(), {}
+for path in ("/team/sql", "/team/sql/v1", "/team/gated", "/team/both"):
+    one.goto(URL + path)
+    box = one.locator("[aria-label=Verdicts]").bounding_box()
+    result[path] = box["y"] + box["height"]
+context.close()
+"""
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A hub with some of everything."""
@@ -139,6 +151,12 @@ def visit(chromium: Browser, hub: Running, body: str, scheme: str = "light", wid
 def test_every_page_is_accessible_quiet_and_fits(chromium: Browser, hub: Running, scheme: str, width: int) -> None:
     violations = visit(chromium, hub, _TOUR, scheme, width)
     assert violations == {}, json.dumps(violations, indent=1)
+
+
+def test_the_verdicts_are_in_the_first_screen_of_a_phone(chromium: Browser, hub: Running) -> None:
+    ends = visit(chromium, hub, _STRIPS)
+    assert len(ends) == 4
+    assert max(ends.values()) < 844
 
 
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(chromium: Browser, hub: Running) -> None:

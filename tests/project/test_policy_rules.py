@@ -43,7 +43,7 @@ def result(**fields: Any) -> dict[str, Any]:
 
 NAMED_LIKE_A_DIGEST = {"training": {"data": [{"name": ONE, "digest": OTHER}]}}
 BY_NAME = '[policy.base_models."org/m"]\n'
-EVALUATION = f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{ONE}"]\nrecorders = ["lm-eval"]\n'
+EVALUATION = f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{ONE}"]\nrecorders = ["owner"]\n'
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,12 @@ EVALUATION = f'[policy.evaluations.bleu]\nmin = 20\ndata = ["{ONE}"]\nrecorders 
         ('[policy]\ndata = ["org/*"]', MERGED, ""),
         ('[policy]\ndata = ["other/*"]', MERGED, "org/rows is not one of"),
         ('[policy]\ndata = ["org/*"]', {"parents": [{"digest": ONE}]}, f"parent {ONE[:19]} is not at hand"),
-        (EVALUATION, result(digest=ONE, recorder="lm-eval"), ""),
-        (EVALUATION, result(digest=OTHER, recorder="lm-eval"), "evaluations.bleu: was measured on other data"),
-        (EVALUATION, result(recorder="lm-eval"), "does not say which data"),
-        (EVALUATION, result(digest=ONE), "was recorded by nobody that it names, not lm-eval"),
-        (EVALUATION, result(digest=ONE, recorder="lm-eval", value=19), "19 is below 20"),
+        (EVALUATION, result(digest=ONE, recorder="owner"), ""),
+        (EVALUATION, result(digest=OTHER, recorder="owner"), "evaluations.bleu: was measured on other data"),
+        (EVALUATION, result(recorder="owner"), "does not say which data"),
+        (EVALUATION, result(digest=ONE, recorder="owner", value=19), "19 is below 20"),
+        (EVALUATION.replace("owner", "lm-eval"), result(digest=ONE, recorder="lm-eval"), "was recorded by owner, not lm-eval"),
+        (EVALUATION.replace("owner", "lm-eval"), result(digest=ONE), "was recorded by owner, not lm-eval"),
         (EVALUATION, {}, "evaluations.bleu: was not measured"),
         ("[policy]\nunexpired = true", {}, ""),
         ("[policy]\nunexpired = true", {"expires": "2026-06-02"}, ""),

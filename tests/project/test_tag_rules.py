@@ -58,7 +58,7 @@ age = "1h"
         ("[promote.prod.require]\nattestations = ['x']\nsigners = ['k']", "has an unknown kind"),
         ("[promote.prod.require]\nscan = 'dirty'", "is not 'clean'"),
         ("[promote.prod.require]\nage = '1 hour'", "is not a duration"),
-        ("[promote.prod.require]\neval = ['ppl<1']", "is not a table"),
+        ("[promote.prod.require]\neval = ['ppl<1']", 'is not a table. Write it like { tests = "pass>=0.95"'),
         ("[promote.prod.require]\neval = { tests = 3 }", "is not a gate, or a list of them"),
         ("[promote.prod]\nfrom = 'prod'", "is the tag itself"),
         ("[promote.prod]\nfrom = 'no tag'", "is not a tag"),

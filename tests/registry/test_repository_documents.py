@@ -82,7 +82,7 @@ def test_a_document_of_a_newer_release_is_refused_rather_than_shortened() -> Non
     for raw, parse in ((b'{"version": 4}', Repository.parse), (b'{"version": 2}', CommitRecord.parse)):
         with pytest.raises(RefusedError) as error:
             parse(raw, "hub/team/sql", lambda digest: b"") if parse == Repository.parse else CommitRecord.parse(raw, "x")
-        assert error.value.code == "newer-version"
+        assert error.value.code == "newer-store"
 
 
 def test_a_commit_is_the_same_when_it_is_read_again() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -41,14 +40,16 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, replace: bool
     REF is a version in this registry, or an address. Each keeps its name and its signatures: `pull REF --from OUT` finds it,
     and so do skopeo (oci-archive:OUT:REF) and oras (OUT@DIGEST). `copy layout://OUT:REF NAME` imports one into a registry.
     """
+    from adapterhub.operations import source_names
     from adapterhub.remotes import version_bundle
 
+    path = source_names.output_path(out)
     archived = out.lower().endswith(".tar")
-    atomic.check_free(Path(out), folder=not archived, replace=replace)
+    atomic.check_free(path, folder=not archived, replace=replace)
     with ExitStack() as stack:
         items, missing = _items(settings, refs, stack, with_parents=with_parents)
         with bytes_bar("bundling") as callback:
-            size = version_bundle.write_bundle(items, Path(out), archived=archived, progress=callback, replace=replace)
+            size = version_bundle.write_bundle(items, path, archived=archived, progress=callback, replace=replace)
     for digest in missing:
         output.say(f"not included: the parent {digest}, which is not in this registry")
     versions = [{"ref": item.name, "digest": item.manifest.digest, "size": item.manifest.size} for item in items]

@@ -15,7 +15,7 @@ from adapterhub.hub.accounts.access_tokens import Identity
 from adapterhub.hub.hf.reading import path_part
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.oci import any_manifest
-from adapterhub.hub.oci.manifest_handlers import Push, move_branches, store_manifest
+from adapterhub.hub.oci.manifest_handlers import Push, move_branches, rehearse_version, store_manifest
 from adapterhub.hub.request_context import read_object
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest import measurement
@@ -90,35 +90,39 @@ def refuse_condition(request: Request) -> None:
 
 
 async def publish(hub: Hub, request: Request) -> Response:
-    """POST …/names/{name}/versions: make a version of a manifest whose blobs were uploaded, or move tags to it."""
+    """POST …/names/{name}/versions: make a version of a manifest whose blobs were uploaded, or move tags to it.
+
+    A rehearsal takes the manifest before the blobs, and none for a version whose files are not known yet.
+    """
     identity, name = hub.identify(request), name_of(request)
     parse_name(name, name[:210])
     hub.access.check_write(identity, name)
     if hub.settings.policy is not None:
         hub.settings.policy.check_name(name)
-    fields = await read_object(request, 2 * MAX_MANIFEST + _MAX_BODY)
-    raw = text_field(fields, "manifest").encode(errors="replace")
+    fields, is_rehearsal = await read_object(request, 2 * MAX_MANIFEST + _MAX_BODY), is_set(request, DRY_RUN)
+    raw = text_field(fields, "manifest", "" if is_rehearsal else None).encode(errors="replace")
     tags = _checked_tags(name, fields.get("tags", []))
     metrics = fields.get("metrics")
     if not isinstance(metrics, dict | None):
         raise UsageError("metrics", "is not an object")
     evaluation = release_changes.sent_by(identity, measurement.reported_evaluation(metrics, name)) if metrics else None
     digest = sha256_bytes(raw)
-    document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name)
+    document = await hub.workers.read(any_manifest.parse, raw, MANIFEST_TYPE, name) if raw else any_manifest.EMPTY
     expect, message = _expected_digest(request), text_field(fields, "message", "")
     push = Push(raw, digest, digest, document, tags, expect, message, is_version=True, identity=identity)
 
-    def work(worker: Worker) -> Version:
+    def work(worker: Worker, *_: object) -> Version:
         if evaluation:  # before the version exists, so that a refused push publishes nothing
             hub.quotas.check_record(worker, name, ENTRY_SIZE + len(evaluation.dump()))
+        if is_rehearsal:
+            return rehearse_version(worker, hub, name, push)
         version = store_manifest(worker, hub, name, push)
         assert version is not None  # noqa: S101 - `is_version`
         if evaluation:
             measurement_log.record(worker.registry, version.ref, evaluation)
         return version
 
-    async with hub.change(name):
-        version = await hub.workers.run(work)
+    version = await change(hub, request, work)
     return version_response(version, 201 if version.new else 200)
 
 

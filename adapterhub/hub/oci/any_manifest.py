@@ -57,6 +57,10 @@ class Document:
     files: Mapping[str, tuple[str, int]]
 
 
+EMPTY = Document("", "", "", {}, (), {})
+"""A document that names nothing."""
+
+
 def parse(raw: bytes, content_type: str, location: str) -> Document:
     """Parse the manifest in the body of a request.
 

@@ -23,7 +23,7 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.version_extract import indexed_bytes
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.oci_manifest import MAX_MANIFEST
+from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Manifest
 from adapterhub.ref import LATEST, Ref, parse_number
 from adapterhub.registry.moves import check_protected, check_push
 from adapterhub.registry.repository_documents import (
@@ -173,9 +173,29 @@ def _check_references(worker: Worker, hub: Hub, view: View | None, name: str, do
 # ---- versions
 
 
-def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: Push) -> Version:
-    """Publish a manifest as a version, unless it is one already, and move tags to it."""
-    oci = oci_manifest.parse(push.raw, name)
+@dataclass(frozen=True)
+class _Target:
+    """The version that a manifest is, or would become.
+
+    Attributes:
+        view: The repository; None for a new one.
+        ref: Its name, and the first of the tags to move.
+        number: The number of the version.
+        tags: The tags to move, without numbers.
+        has_number: Whether the client asks for the number.
+        is_stored: Whether it is a version already.
+    """
+
+    view: View | None
+    ref: Ref
+    number: int
+    tags: tuple[str, ...]
+    has_number: bool
+    is_stored: bool
+
+
+def _find_target(worker: Worker, view: View | None, name: str, push: Push) -> _Target:
+    """Return the version that a manifest is, or would become, if its number and the first tag are as the client expects."""
     existing = queries.versions(worker.registry.index, name=name, digest=push.digest) if view and view.newest else []
     numbers = {tag: number for tag in push.tags if (number := parse_number(tag, f"{name}:{tag}"))}
     expected = existing[0].number if existing else worker.registry.ledger.current(name).number + 1
@@ -184,27 +204,65 @@ def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: Push)
             explanation = f"this manifest is v{expected}" if existing else f"the next version is v{expected}"
             raise OciError(409, "DENIED", f"{name}:{tag}: version numbers are given in turn and do not move; {explanation}")
     tags = tuple(tag for tag in push.tags if tag not in numbers)
-    expected_ref = Ref(name, tag=next(iter(tags), None))
-    check_push(worker.registry.ledger, expected_ref, push.expect)
-    if existing:  # checked when it was first pushed
-        with worker.registry.store.lease("push"):
-            options: dict[str, Any] = {"tags": tags, "expect": push.expect, "message": push.message}
-            version = worker.registry.push_manifest(oci, expected_ref, **options)
+    ref = Ref(name, tag=next(iter(tags), None))
+    check_push(worker.registry.ledger, ref, push.expect)
+    return _Target(view, ref, expected, tags, bool(numbers), bool(existing))
+
+
+def rehearse_version(worker: Worker, hub: Hub, name: str, push: Push) -> Version:
+    """Decide about a version as `store_manifest` does, in a rehearsal, and return it as if it were made.
+
+    The blobs of a new one need not be here yet, nor its manifest: what depends on its files is not decided.
+    """
+    target = _find_target(worker, check_pushable(worker, name), name, push)
+    if target.is_stored:
+        return _move_tags(worker, target, oci_manifest.parse(push.raw, name), push)
+    tags, size = tuple(dict.fromkeys((LATEST, *target.tags))), None
+    check_protected(worker.registry.ledger, name, *tags)
+    worker.registry.gate.check_new(name, tags, lambda: push.digest)
+    if push.raw:
+        oci = oci_manifest.parse(push.raw, name)
+        _check_new(worker, hub, target, oci, push)
+        size = oci.size
+    return Version(name, target.number, push.digest, size, tags, target.ref.tag, new=True, moved=True)
+
+
+def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: Push) -> Version:
+    """Publish a manifest as a version, unless it is one already, and move tags to it."""
+    oci = oci_manifest.parse(push.raw, name)
+    target = _find_target(worker, view, name, push)
+    if target.is_stored:  # checked when it was first pushed
+        version = _move_tags(worker, target, oci, push)
     else:
-        indexed = sum(indexed_bytes(layer.path, layer.size) for layer in oci.layers)
-        hub.quotas.check_record(worker, name, len(push.raw) + ENTRY_SIZE + indexed)
-        # As for a commit: the manifest could bring back what was withdrawn, with another card.
-        if view:
-            files = ((layer.path, layer.digest) for layer in oci.layers)
-            hub.policy_gate.check_weights_not_withdrawn(worker, push.identity, view, files)
-        tags = tuple(dict.fromkeys((LATEST, *tags)))
+        _check_new(worker, hub, target, oci, push)
+        tags = tuple(dict.fromkeys((LATEST, *target.tags)))
         signatures = partial(publishing.attached_signatures, worker, name)
-        options = {"tags": tags, "expect": push.expect, "message": push.message, "policy": hub.settings.policy}
-        version = publishing.publish_manifest(worker.registry, expected_ref, oci, signatures=signatures, **options)
-    move_branches(worker, name, version, (*tags, f"v{version.number}"))
-    if numbers and version.number != expected:
-        raise OciError(409, "DENIED", f"{name}: another writer took v{expected}; this manifest is v{version.number}")
+        options: dict[str, Any] = {"tags": tags, "expect": push.expect, "message": push.message, "policy": hub.settings.policy}
+        version = publishing.publish_manifest(worker.registry, target.ref, oci, signatures=signatures, **options)
+        move_branches(worker, name, version, (*tags, f"v{version.number}"))
+    if target.has_number and version.number != target.number:
+        problem = f"another writer took v{target.number}; this manifest is v{version.number}"
+        raise OciError(409, "DENIED", f"{name}: {problem}")
     return version
+
+
+def _move_tags(worker: Worker, target: _Target, oci: Manifest, push: Push) -> Version:
+    """Move tags to a version that is there already."""
+    with worker.registry.store.lease("push"):
+        options: dict[str, Any] = {"tags": target.tags, "expect": push.expect, "message": push.message}
+        version = worker.registry.push_manifest(oci, target.ref, **options)
+    move_branches(worker, target.ref.name, version, (*target.tags, f"v{version.number}"))
+    return version
+
+
+def _check_new(worker: Worker, hub: Hub, target: _Target, oci: Manifest, push: Push) -> None:
+    """Refuse a new version for which there is no room, or with the weights of a withdrawn one."""
+    indexed = sum(indexed_bytes(layer.path, layer.size) for layer in oci.layers)
+    hub.quotas.check_record(worker, target.ref.name, len(push.raw) + ENTRY_SIZE + indexed)
+    # As for a commit: the manifest could bring back what was withdrawn, with another card.
+    if target.view:
+        files = ((layer.path, layer.digest) for layer in oci.layers)
+        hub.policy_gate.check_weights_not_withdrawn(worker, push.identity, target.view, files)
 
 
 def move_branches(worker: Worker, name: str, version: Version, tags: Sequence[str]) -> None:

@@ -47,10 +47,12 @@ class Storage:
         return Registry.open(self.root, self.store())
 
     def refresh(self, registry: Registry) -> None:
-        """Bring a registry up to date with moves by other machines."""
+        """Bring a registry up to date with what others have done to it."""
+        registry.refresh()
 
     def check(self) -> None:
-        """Raise AdapterhubError or OSError unless the store answers and can be written to."""
+        """Raise AdapterhubError or OSError unless the store can be written to, and this adapterhub can read the index."""
+        self.registry().close()
         # Write for real: a disk may be full or mounted read-only.
         with self._files().temporary() as (_, file):
             file.write(b"x")

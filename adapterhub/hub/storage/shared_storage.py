@@ -121,7 +121,8 @@ class SharedStorage(Storage):
         return Registry.open(self.root, self.store())
 
     def check(self) -> None:
-        """Raise AdapterhubError unless the bucket answers and can be written to."""
+        """Raise AdapterhubError unless the bucket can be written to, and this adapterhub can read the index."""
+        self.registry().close()
         self._blobs.bucket.put_object(f"{TEMPORARY}/check", b"x")  # one key, which gc removes two days after the last check
 
     def queue_lengths(self) -> dict[str, int]:

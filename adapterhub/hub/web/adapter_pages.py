@@ -34,13 +34,14 @@ from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from . import drawings, facts
+from . import drawings, facts, verdict_strip
 from .browsing import Event, log_events
 from .drawings import Box, Graph, HeatMap
 from .facts import Facts
 from .file_editor import CARD
 from .gate_panel import GatePanel, gate_panel
 from .site import MovedError, Page, PageRequest, answer_page, error_page, render_page
+from .verdict_strip import StripItem
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap
@@ -177,6 +178,11 @@ class AdapterPage(Page):
     has_star: bool
     gate: GatePanel | None
     template: ClassVar[str] = "adapter.html"
+
+    @property
+    def strip(self) -> Sequence[StripItem]:
+        """The verdicts about it, in one line."""
+        return verdict_strip.items(self.version.row, self.facts, self.signed)
 
     @property
     def previous(self) -> VersionRow | None:

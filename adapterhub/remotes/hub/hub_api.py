@@ -23,6 +23,8 @@ from adapterhub_converters.lazy_dataclass import dataclass
 
 from .hub_client import HubAddress, HubWire
 
+DRY_RUN = "dry_run"
+"""The parameter of a change that is only rehearsed, and the field of a hub's description that says that it can be."""
 _API, _VERSION = "/api/adapterhub", 1
 _HINT_FIELDS = ("name", "ref", "repository", "meant")  # fields of an error, of refs, that a hint may show in a command
 _MAX_ANSWER = 16 << 20  # bytes; a lineage may have thousands of adapters
@@ -62,11 +64,24 @@ class ApiWire(HubWire):
         return text
 
 
-def has_api(endpoint: str, wire: HubWire, location: str) -> bool:
-    """Return whether a hub runs adapterhub, with the API that this program knows."""
+@dataclass(frozen=True)
+class ApiDescription:
+    """A description of the API of a hub that runs adapterhub.
+
+    Attributes:
+        takes_dry_run: Whether the hub rehearses a change that is sent with `dry_run=true`; an older one would make it.
+    """
+
+    takes_dry_run: bool
+
+
+def api_description(endpoint: str, wire: HubWire, location: str) -> ApiDescription | None:
+    """Return the description of a hub's API; None if the hub does not run adapterhub, with the API that this program knows."""
     document = _document_at(f"{endpoint}{_API}", wire, location) or {}
     versions = document.get("api")
-    return document.get("program") == "adapterhub" and isinstance(versions, list) and _VERSION in versions
+    if document.get("program") != "adapterhub" or not isinstance(versions, list) or _VERSION not in versions:
+        return None
+    return ApiDescription(document.get(DRY_RUN) is True)
 
 
 def check_release(endpoint: str, wire: HubWire, location: str) -> None:
@@ -154,7 +169,8 @@ class HubApi:
 
     def takes_dry_run(self) -> bool:
         """Return whether the hub rehearses a change that is sent with `dry_run=true`; an older one would make it."""
-        return (_document_at(f"{self.endpoint}{_API}", self.wire, self.location) or {}).get("dry_run") is True
+        description = api_description(self.endpoint, self.wire, self.location)
+        return description is not None and description.takes_dry_run
 
     def pages(self, path: str, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         """Yield the JSON objects of all pages of a list."""

@@ -30,7 +30,7 @@ from adapterhub.remotes.release_documents import PromotionReport
 from adapterhub.store.ref_log import Entry
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
-from .hub_api import HubApi, check_release, has_api, open_wire, reference_text
+from .hub_api import DRY_RUN, HubApi, api_description, check_release, open_wire, reference_text
 from .hub_client import HubAddress
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def connect(address: HubAddress, hub: Hub) -> HubCatalog | None:
     location = f"{address.scheme}://{address.host}" if address.endpoint else hub.endpoint
     wire = open_wire(address, hub.endpoint, hub.checked_token(), hub.proxy)
     try:
-        if has_api(hub.endpoint, wire, location):
+        if api_description(hub.endpoint, wire, location):
             return HubCatalog(HubApi(hub.endpoint, wire, location))
         check_release(hub.endpoint, wire, location)
     except BaseException:
@@ -143,7 +143,7 @@ class HubCatalog(Catalog):
         if not self.api.takes_dry_run():
             problem = "this hub runs an adapterhub that cannot try a change without making it"
             raise RefusedError(self.location, problem, "Ask its operator to upgrade it", code="older-hub")
-        self._dry_run = {"dry_run": "true"}
+        self._dry_run = {DRY_RUN: "true"}
 
     def _change(self, method: str, path: str, query: Mapping[str, str] | None = None, **options: Any) -> dict[str, Any]:
         return self.api.request(method, path, {**(query or {}), **self._dry_run}, **options)
@@ -172,6 +172,21 @@ class HubCatalog(Catalog):
         path, retry = f"{_name_path(name)}/versions", expect is None
         document = self.api.request("POST", path, body=body, headers=_conditions(expect), retry=retry)
         return version_documents.read_version(document, self.location)
+
+    def check_publish(self, name: str, manifest: Manifest | None, *, tags: Sequence[str], expect: Digest | None) -> bool:
+        """Raise the error with which `publish` would be refused, whatever the files are; return whether the hub says.
+
+        The hub must rehearse changes, but need not have the blobs. Without a manifest, the version is a new one.
+        """
+        body = {"manifest": manifest.raw.decode() if manifest else "", "tags": list(tags)}
+        path, query = f"{_name_path(name)}/versions", {DRY_RUN: "true"}
+        try:
+            self.api.request("POST", path, query, body=body, headers=_conditions(expect))
+        except UsageError as error:
+            if error.where != DRY_RUN:
+                raise
+            return False  # an earlier release, which rehearses no push
+        return True
 
     def check_writable(self, name: str) -> None:
         """Raise the error with which the hub refuses a push to a name, if it does.

@@ -23,7 +23,7 @@ from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.protocol import PutResult, Source, check_complete
 from adapterhub_converters.lazy_dataclass import dataclass
 
-from .hub_api import HubApi, has_api, open_wire
+from .hub_api import HubApi, api_description, open_wire
 from .hub_catalog import HubCatalog
 from .hub_client import HubAddress, HubClient
 
@@ -54,6 +54,7 @@ class HubRegistry:
         expected_digest: The digest that the tag must be at, or its first digits, or `absent`; None for any.
         metrics: Results of other programs, to record with the version.
         extra_tags: Tags to move besides the one that is asked for.
+        takes_dry_run: Whether the hub rehearses changes.
     """
 
     oci: OciRepository
@@ -62,12 +63,14 @@ class HubRegistry:
     expected_digest: Digest | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     extra_tags: tuple[str, ...] = ()
+    takes_dry_run: bool = False
 
     @classmethod
     def find(cls, address: HubAddress, client: HubClient) -> HubRegistry | None:
         """Return the registry of an address; None on a hub that is not one of ours, or below a path of its host."""
         url = urlsplit(client.endpoint)
-        if url.path.strip("/") or not has_api(client.endpoint, client.wire, client.location):
+        description = None if url.path.strip("/") else api_description(client.endpoint, client.wire, client.location)
+        if description is None:
             return None
         name, tls = address.name.lower(), url.scheme == "https"
         place = OciAddress(url.netloc, name, tls=tls, scheme="oci+https" if tls else "oci+http")
@@ -75,7 +78,8 @@ class HubRegistry:
         credentials = Credentials(user="adapterhub", password=token, source="the hub's login") if token else None
         oci = _Repository(place, client.location, pauses=client.pauses, proxy=client.proxy, credentials=credentials)
         wire = open_wire(address, client.endpoint, token, client.proxy, client.pauses)
-        return cls(oci, HubCatalog(HubApi(client.endpoint, wire, client.location)), name)
+        catalog = HubCatalog(HubApi(client.endpoint, wire, client.location))
+        return cls(oci, catalog, name, takes_dry_run=description.takes_dry_run)
 
     def close(self) -> None:
         """Close the connections."""
@@ -106,14 +110,28 @@ class HubRegistry:
             self.catalog.check_writable(self.name)
             raise
 
+    def check_push(self, manifest: Manifest | None, tag: str | None) -> bool:
+        """Raise the error with which the hub would refuse a version and its tags; return whether it was asked.
+
+        The request is saved for a manifest that moves only `latest`.
+        """
+        tags = self._tags_to_move(tag)
+        if not self.takes_dry_run or (manifest and not tags):
+            return False
+        return self.catalog.check_publish(self.name, manifest, tags=tags, expect=self.expected_digest)
+
     def put_manifest(self, manifest: Manifest, tag: str | None, message: str) -> PutResult:
         """Publish a manifest whose blobs are there, or move a tag to the version that it is."""
         check_complete((manifest.config, *manifest.layers), self.has_blob, self.oci.location)
-        tags = [*([] if tag in (None, MAIN, LATEST) else [str(tag)]), *self.extra_tags]
+        tags = self._tags_to_move(tag)
         version = self.catalog.publish(
             self.name, manifest, tags=tags, expect=self.expected_digest, message=message, metrics=self.metrics
         )
         return PutResult(new=version.new, moved=version.moved, number=version.number)
+
+    def _tags_to_move(self, tag: str | None) -> list[str]:
+        """Return the tags that a push to a tag moves besides `latest`."""
+        return [*([] if tag in (None, MAIN, LATEST) else [str(tag)]), *self.extra_tags]
 
     def untag(self, tag: str) -> None:
         """Remove a tag; its version stays."""

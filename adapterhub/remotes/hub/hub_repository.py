@@ -173,6 +173,11 @@ class HubRepository(OpenRemote):
         registry.extra_tags = tuple(tags)
         return True
 
+    def check_push(self, manifest: Manifest | None, tag: str | None) -> bool:
+        """Ask a hub of ours, before bytes are sent, whether it would refuse a version and its tags; return whether it says."""
+        registry = self._own_registry()
+        return registry is not None and registry.check_push(manifest, tag)
+
     def as_referring_target(self) -> OciRepository | None:
         """Return the repository as one of an OCI registry, which only a hub of ours is too."""
         registry = self._own_registry()

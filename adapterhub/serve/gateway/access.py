@@ -19,7 +19,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.lazy_dataclass import dataclass
 
 from .gateway_settings import GatewaySettings
-from .openai_errors import BUSY, ProblemError
+from .openai_errors import BUSY, DOWN, ProblemError
 from .reloading import Rules
 from .route_file import Key
 
@@ -115,7 +115,11 @@ class Access:
         """Raise ProblemError if a key has used up its tokens of a day or a month, or if the requests that run may."""
         if key.budget is None:
             return
-        day_tokens, month_tokens = self._recorder.spent_by(key.name)
+        spent = self._recorder.spent_by(key.name)
+        if spent is None:
+            message = "The record of usage cannot be read for now, so that what is left of this key's budget is unknown"
+            raise ProblemError(503, message, code=DOWN, seconds=5)
+        day_tokens, month_tokens = spent
         key.budget.check(day_tokens, month_tokens)
         unrecorded = self._unrecorded[key.name]
         try:

@@ -1,8 +1,9 @@
 """Recording usage while a gateway runs: requests are summed in memory, and a thread writes the sums every half second.
 
-A full or broken disk is logged, and never holds up an answer: the sums stay in memory until they can be written. A process that
-is killed loses those of the last half second. What a key may spend in a day or a month is compared with what all processes have
-written, so that several of them can exceed it by what they answer in half a second.
+A full or broken disk is logged, and the sums stay in memory until they can be written. It holds up answers to a key with a
+budget alone, and only until the record has been read once: what the key had spent is unknown. A process that is killed loses
+the sums of the last half second. What a key may spend in a day or a month is compared with what all processes have written,
+so that several of them can exceed it by what they answer in half a second.
 """
 
 from __future__ import annotations
@@ -221,10 +222,15 @@ class UsageRecorder:
         unwritten = [later for later in pending_feedback if (later.request, later.key) == (answer.request, key)]
         return answer, unwritten[-1] if unwritten else feedback
 
-    def spent_by(self, key: str) -> tuple[int, int]:
-        """Return the tokens of a key on this day and in this month (UTC), those of other processes as last written."""
+    def spent_by(self, key: str) -> tuple[int, int] | None:
+        """Return the tokens of a key on this day and in this month (UTC), those of other processes as last written.
+
+        None while the record has not been read since the start: what the key had spent by then is unknown.
+        """
         today, month = _days(self._clock())
         with self._lock:
+            if self.place is not None and not self._file_days.today:
+                return None
             day_tokens, month_tokens = self._file_days.spent_by(key, today, month)
             for days in (self._batch.days if self._batch else Counter(), self._new_days):
                 day_tokens += days[today, key]

@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 import urllib3
 
+from adapterhub.hub.api import changing, reading, routes
+from adapterhub.hub.api.routes import rehearses
+from adapterhub.hub.oci.manifest_handlers import rehearse_version
 from adapterhub.ref import Ref
 from tests.conftest import Run
+from tests.hub.api.test_releasing import prod, releasing
 from tests.hub.conftest import Running
+from tests.support.adapters import Make
 
 
 @pytest.fixture
@@ -109,3 +114,77 @@ def test_what_a_hub_refuses_is_refused_before_a_version_is_there(
         assert f"hf://team/sql@{tag}: is " in push("push", adapter(1), "hf://team/sql", "--tag", tag, code=6).stderr
     with hub.registry() as registry:
         assert registry.list("team/sql") == []
+
+
+# ---- tags that have requirements
+
+
+def files_received(hub: Running) -> set[Path]:
+    """The files that the hub has got from clients, whole or in part."""
+    rooms = {"blobs", "packs", "uploads"}
+    return {path for path in hub.folder.rglob("*") if path.is_file() and rooms.intersection(path.parts)}
+
+
+def refused_at(hub: Running, run: Run, *words: object, code: int = 6) -> str:
+    """What a command says last that the hub refuses."""
+    env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
+    return str(run(*words, env=env, code=code).stderr.splitlines()[-1])
+
+
+def test_a_tag_that_is_refused_is_refused_before_a_byte_is_sent(tmp_path: Path, make: Make, run: Run) -> None:
+    folder = make("new", 3)
+    run("push", folder, "team/here")
+    with releasing(tmp_path, make) as hub:
+        before = files_received(hub)
+        refusals = [
+            refused_at(hub, run, *words)
+            for words in (
+                ("push", folder, "hf://team/sql@prod"),
+                ("push", folder, "hf://team/sql@prod", "--dry-run"),
+                ("push", folder, "hf://team/sql@next", "--tag", "prod"),
+                ("copy", "team/here", "hf://team/sql@prod"),
+            )
+        ]
+        assert len(set(refusals)) == 1
+        assert "approvals: 0 of 1" in refusals[0]
+        assert (files_received(hub), prod(hub)) == (before, 1)
+        refusal = refused_at(hub, run, "push", tmp_path / "a2", "hf://team/sql@prod")
+        assert "approvals: 0 of 1" in refusal  # a version that is there is not promoted by a push either
+        assert (files_received(hub), prod(hub)) == (before, 1)
+
+
+@pytest.mark.parametrize("hub_release", ["makes the change", "refuses the question"])
+def test_an_earlier_hub_refuses_a_tag_in_the_same_words_once_it_has_the_bytes(
+    hub_release: str, tmp_path: Path, make: Make, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, refusals = make("new", 3), []
+    for release in ("this one", hub_release):
+        if release == "makes the change":
+            monkeypatch.setattr(reading, "DRY_RUN", "nothing")  # what it says of itself
+        elif release == "refuses the question":
+            monkeypatch.setattr(routes, "rehearses", lambda handler: rehearses(handler) and handler is not changing.publish)
+        (tmp_path / release).mkdir()
+        with releasing(tmp_path / release, make) as hub:
+            before = files_received(hub)
+            refusals.append(refused_at(hub, run, "push", folder, "hf://team/sql@prod"))
+            assert (files_received(hub) == before) == (release == "this one")
+            assert prod(hub) == 1
+            assert "v3" in run("push", folder, "hf://team/sql@next", env={"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}).stdout
+    assert len(set(refusals)) == 1
+
+
+def test_a_push_asks_before_it_sends_only_if_it_moves_a_tag(
+    push: Callable[..., Any], adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[Any] = []
+
+    def counted(worker: Any, hub: Any, name: str, version: Any) -> Any:
+        questions.append(version)
+        return rehearse_version(worker, hub, name, version)
+
+    monkeypatch.setattr(changing, "rehearse_version", counted)
+    push("push", adapter(1), "hf://team/sql")
+    push("push", adapter(2), "hf://team/sql@main")
+    assert not questions
+    push("push", adapter(3), "hf://team/sql@next")
+    assert [version.tags for version in questions] == [("next",)]

@@ -24,10 +24,13 @@ from adapterhub.project.tag_rules import TagRules
 from adapterhub.ref import Ref
 from adapterhub.registry import version_facts
 from adapterhub.registry.releases import tag_requirements
+from adapterhub.remotes.adapter_folders import AdapterFolder
+from adapterhub.remotes.download import read_blob
 from adapterhub.store.store import Store
 from tests.cli.test_options import flags, leaves
 from tests.conftest import Run
 from tests.hub.conftest import Running, serving
+from tests.hub.oci.conftest import Registry as OciRegistry
 from tests.hub.sending import Sending
 from tests.support.hub_tenants import Tenant
 
@@ -135,7 +138,7 @@ def test_every_route_that_rehearses_is_tried_and_every_other_change_refuses_to(a
     changing = [
         route for route in routes.routes() if isinstance(route, Route) and not {"GET", "HEAD"} & (route.methods or set())
     ]
-    tried = {(method, f"{NAME}/{path}".rstrip("/")) for method, path, *_ in STEPS}
+    tried = {("POST", f"{NAME}/versions"), *((method, f"{NAME}/{path}".rstrip("/")) for method, path, *_ in STEPS)}
     values = {"namespace": "team", "repo": "sql", "account": "root", "ident": "1"}
     before = state()
     for route in changing:
@@ -145,6 +148,28 @@ def test_every_route_that_rehearses_is_tried_and_every_other_change_refuses_to(a
             assert (answer.status_code, answer.json()["where"]) == (400, "dry_run"), route.path
     assert state() == before
     assert tried <= {(method, route.path) for route in changing for method in route.methods or ()}
+
+
+def test_a_version_is_rehearsed_before_its_files_are_there(
+    team: Running, admin: Tenant, adapter: Callable[..., Path], state: Callable[[], Any]
+) -> None:
+    folder = AdapterFolder(adapter(3))
+    manifest, target = folder.manifest("latest"), OciRegistry(team.url, admin.token, "team/sql")
+    with team.registry() as registry:
+        stored = registry.oci_manifest(registry.resolve(Ref("team/sql", number=1)))
+    bodies = [{"manifest": version.raw.decode(), "tags": ["new"]} for version in (manifest, stored)]
+    url, before = f"{API}/names/team/sql/versions", state()
+    rehearsed = [admin.post(f"{url}?dry_run=true", json=body) for body in bodies]
+    unknown = admin.post(f"{url}?dry_run=true", json={"tags": ["new"]})
+    assert (unknown.status_code, unknown.json()["number"], unknown.json()["new"]) == (201, 3, True)
+    assert admin.post(url, json=bodies[0]).json()["where"] == "team/sql"  # no blob was sent
+    assert state() == before
+    for layer in (*manifest.layers, manifest.config):
+        target.put_blob(read_blob(folder, layer, pauses=()))
+    made = [admin.post(url, json=body) for body in bodies]
+    for rehearsal, change in zip(rehearsed, made, strict=True):
+        assert (rehearsal.status_code, timeless(rehearsal.json())) == (change.status_code, timeless(change.json()))
+    assert [version.status_code for version in made] == [201, 200]
 
 
 def test_the_document_says_which_changes_can_be_rehearsed() -> None:

@@ -56,6 +56,7 @@ def test_the_page_tells_whose_signature_the_policy_has_verified(tmp_path: Path, 
         run("push", folder, f"oci+http://{host}/team/sql", env=env)
         signed = visitor.get("/team/sql")
         assert f"files, by the key {public.id[:16]}… verified by this hub’s policy" in signed.text
+        assert "Signed verified" in signed.text
         run("sign", f"oci+http://{host}/team/sql", "--key", other_key, env=env)
         page = visitor.get("/team/sql")
         assert f"files, by the key {unknown.id[:16]}… not verified here" in page.text

@@ -112,3 +112,21 @@ def test_two_programs_that_were_started_by_themselves_share_what_a_key_may_do(
     assert [reply.status for reply in replies] == [200, 200, 429, 429]
     messages = [reply.document["error"]["message"] for reply in replies[2:]]
     assert messages == [f"More than {2 * COUNT} tokens in 3,600 seconds", "More than 3 requests in 3,600 seconds"]
+
+
+def test_a_key_with_a_budget_waits_until_the_record_can_be_read(tmp_path: Path) -> None:
+    """What it had spent is unknown; taken for nothing, each restart beside a broken disk would renew its budget."""
+    record = tmp_path / "usage.db"
+    record.mkdir()
+
+    async def test(left: Gateway, _: Gateway, key: Key) -> None:
+        with pytest.raises(ProblemError, match="cannot be read for now") as refusal, left.admit(key):
+            pass
+        assert refusal.value.status == 503
+        record.rmdir()
+        while left.access._recorder.spent_by(key.name) is None:
+            await asyncio.sleep(0.01)
+        with left.admit(key):
+            pass
+
+    on_two_gateways(tmp_path, "tokens_per_day = 100", test)

@@ -212,7 +212,10 @@ class Clock:
 
 
 def spending(path: Path | None, clock: Clock) -> UsageRecorder:
-    return UsageRecorder(path, has_budgets=lambda: True, clock=clock)
+    recorder = UsageRecorder(path, has_budgets=lambda: True, clock=clock)
+    if path:
+        recorder.flush()  # as a start would
+    return recorder
 
 
 def test_what_a_key_spends_is_known_at_once_and_counts_once(tmp_path: Path) -> None:
@@ -261,17 +264,34 @@ def test_days_and_months_are_those_of_the_calendar(tmp_path: Path, flushed: bool
     assert recorder.spent_by("ada") == (0, 0)
 
 
-@pytest.mark.parametrize("has_file", [True, False])
-def test_without_a_file_what_a_key_spends_is_counted_in_memory(tmp_path: Path, has_file: bool) -> None:
-    (tmp_path / "file").write_text("")
-    recorder = spending(tmp_path / "file" / FILE if has_file else None, Clock())
+def test_without_a_file_what_a_key_spends_is_counted_in_memory() -> None:
+    recorder = spending(None, Clock())
     recorder.start()
     for _ in range(3):
         add(recorder)
-        if has_file:
-            recorder.flush()
     assert recorder.spent_by("ada") == (69, 69)
     recorder.close()
+    assert recorder.spent_by("ada") == (69, 69)
+
+
+def test_what_a_key_had_spent_is_unknown_until_the_file_has_been_read_and_then_counted_without_it(tmp_path: Path) -> None:
+    earlier = spending(tmp_path / FILE, Clock())
+    add(earlier)
+    earlier.flush()
+    (tmp_path / FILE).rename(tmp_path / "away")
+    (tmp_path / FILE).mkdir()
+    recorder = spending(tmp_path / FILE, Clock())
+    add(recorder)
+    recorder.flush()
+    assert recorder.spent_by("ada") is None
+    (tmp_path / FILE).rmdir()
+    (tmp_path / "away").rename(tmp_path / FILE)
+    recorder.flush()
+    assert recorder.spent_by("ada") == (46, 46)
+    (tmp_path / FILE).rename(tmp_path / "away")
+    (tmp_path / FILE).mkdir()
+    add(recorder)
+    recorder.flush()
     assert recorder.spent_by("ada") == (69, 69)
 
 
