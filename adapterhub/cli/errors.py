@@ -101,6 +101,7 @@ HINTS: dict[str, str] = {
     "no-such-version": "Run `adapterhub list {name}`",
     "other-base": "Pass the right one as --base",
     "other-base-shapes": "`adapterhub validate {adapter} --base {base}` lists the differences",
+    "other-data": "Pass that file too, with --data",
     "output-exists": "Name another, or replace it with --replace",
     "no-time": "Pass --created 2026-11-26T00:00:00Z",
     "passphrase-required": "Run it on a terminal, or pipe the passphrase in with --passphrase-stdin",
@@ -149,6 +150,7 @@ HINTS: dict[str, str] = {
     "unknown-folder": "Allow it with ADAPTERHUB_ALLOW_HOSTS={owner}, or name it with an option",
     "unknown-host": "Allow it with ADAPTERHUB_ALLOW_HOSTS={owner}, or with a remote of your own: `adapterhub remote add NAME URL`",
     "two-types": "Pass either --dtype or --requantize",
+    "trained": "Pass its base with --base and each file of its data with --data, to train it again from its record",
     "type-not-writable": "Choose a type for such tensors: --requantize {types} or --dtype bf16|f16|f32",
     "unknown-method": "`adapterhub merge --explain` lists them",
 }

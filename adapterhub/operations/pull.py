@@ -78,7 +78,8 @@ def pull(
 ) -> PullResult:
     """Write the files of a version, all of them and verified, or nothing.
 
-    A folder that is another version, unmodified and stored elsewhere, is replaced.
+    A folder that is another version, unmodified and stored elsewhere, is replaced. A signature of the version comes along as
+    `model.sig`, unverified unless one is required.
 
     Args:
         source: A ref of the registry, or an address.
@@ -108,6 +109,7 @@ def pull(
             )
         return _pull_from_address(source, out, workspace, name=name, replace=replace, demand=demand)
     from adapterhub.ref import Ref
+    from adapterhub.remotes.local_name import LocalName
 
     ref = Ref.parse(source)
     workspace.check_name(ref.name)  # before asking whether there is such a version
@@ -122,6 +124,10 @@ def pull(
         target = Path(out) if out else Path(ref.name.rpartition("/")[2])
         layers = registry.files(version)
         is_new = _write_version(registry, version, pinned, target, workspace, replace=replace)
+        if signed is None:
+            manifest = registry.oci_manifest(version)
+            signatures = signature_checks.carried_signatures(LocalName(registry, version.name), manifest, workspace)
+            signature_checks.write_carried(target, manifest, signatures, workspace)
     if signed:
         signature_checks.write(target, signed.raw)
     workspace.warn_if_deprecated(version.ref, version.deprecated)
@@ -194,6 +200,9 @@ def _pull_from_address(
         manifest, is_new = sources.download_version(
             settled, address.reference, target, address.host, workspace, replace=replace
         )
+        if signed is None:
+            signatures = signature_checks.carried_signatures(settled, manifest, workspace)
+            signature_checks.write_carried(target, manifest, signatures, workspace)
         commit = workspace.tell_notes(remote)
     if signed:
         signature_checks.write(target, signed.raw)

@@ -131,7 +131,7 @@ def _config(training: Training, location: str, inputs: Inputs, template: Path | 
         digest = digests.get(Path(path).name)
         if digest is None or digest not in files:
             problem = f"no file at hand has the digest of its data {Path(path).name[:80]!r}"
-            raise RefusedError(location, f"{problem}, {digest or 'which is not recorded'}", "Pass that file")
+            raise RefusedError(location, f"{problem}, {digest or 'which is not recorded'}", "Pass that file", code="other-data")
         return files[digest]
 
     sources = tuple(

@@ -309,3 +309,21 @@ def carried_signatures(source: Source, manifest: Manifest, workspace: Workspace)
     except RemoteError as error:
         workspace.tell(f"{error.where}: its signatures stay behind: {error.what}")
         return []
+
+
+def write_carried(folder: Path, manifest: Manifest, signatures: Sequence[bytes], workspace: Workspace) -> None:
+    """Write a signature that came with a version beside its files, unless one is there; a note says what a folder cannot have.
+
+    Args:
+        folder: Has the files of the version.
+        manifest: The manifest of the version.
+        signatures: Its signatures and attestations, unverified.
+        workspace: Is told the note.
+    """
+    of_files = [raw for raw in signatures if bundle.predicate_type(raw) == statement.PREDICATE_TYPE]
+    if of_files and not any(is_about(raw, manifest) for raw in in_folder(folder)):
+        write(folder, of_files[0])
+    present = in_folder(folder) if signatures else ()
+    if left_out := sum(raw not in present for raw in signatures):
+        what = "1 signature or attestation stays" if left_out == 1 else f"{left_out} signatures and attestations stay"
+        workspace.tell(f"{what} behind: a folder has one {SIGNATURE}, of its files")

@@ -196,10 +196,10 @@ def rebuild_adapter(folder: Path, parents: Sequence[ParentAdapter], out: Path, *
     if manifest is None or manifest.recipe is None:
         recorded_parents = manifest.parents if manifest else ()
         reason = "it was merged before recipes were recorded" if recorded_parents else "it has no parents"
-        hint = "Only merged and converted adapters have one"
+        hint, code = "Only merged and converted adapters have one", ""
         if manifest and manifest.training and manifest.training.config:
-            reason, hint = "it was trained", "Pass its base and its data to train it again from its record"
-        raise RefusedError(str(folder), f"no recipe to make it from: {reason}", hint)
+            reason, hint, code = "it was trained", "Train it again from its record, with its base and its data", "trained"
+        raise RefusedError(str(folder), f"no recipe to make it from: {reason}", hint, code=code)
     recipe = manifest.recipe
     if not parents or (recipe.kind == CONVERT and len(parents) > 1):
         reason = f"names {len(parents)} parents for a recipe of the kind {recipe.kind!r}"

@@ -193,9 +193,11 @@ def test_a_training_is_repeated_from_its_record_and_gives_the_same_bytes(run: Ru
     (tmp_path / "tiny").rename(tmp_path / "base")
     data = ("--data", "train-elsewhere.jsonl", "--data", "heldout-elsewhere.jsonl")
     assert "team/letters:v1: rebuilt, every byte matches" in run("rebuild", "team/letters", "--base", "base", *data).stdout
-    assert "Pass its base and its data to train it again" in run("rebuild", "team/letters", code=6).stderr
+    says = "Pass its base with --base and each file of its data with --data, to train it again from its record  [trained]"
+    assert says in run("rebuild", "team/letters", code=6).stderr
     lacking = run("rebuild", "team/letters", "--base", "base", *data[:2], code=6).stderr
     assert "no file at hand has the digest of its data 'heldout.jsonl'" in lacking
+    assert "Pass that file too, with --data  [other-data]" in lacking
     weights = next((tmp_path / "base").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     assert "and base has another. Pass that base" in run("rebuild", "team/letters", "--base", "base", *data, code=6).stderr
@@ -247,7 +249,7 @@ def test_a_training_is_pushed_and_continues_from_the_pushed_version(run: Run, co
     nodes = json.loads(run("lineage", "team/letters:v2", "--json").stdout)["nodes"]
     assert [node["how"] for node in nodes if "team/letters:v2" in node["refs"]] == ["trained further"]
     again = run("rebuild", "team/letters:v2", code=6).stderr
-    assert "Pass its base and its data" in again
+    assert "Pass its base with --base and each file of its data with --data" in again
 
 
 def test_held_out_data_that_became_less_likely_are_a_warning(run: Run, config: Path) -> None:

@@ -50,6 +50,29 @@ def test_signatures_go_along_with_a_copy_and_what_stays_behind_is_said(
     assert "has no attachments, so the signatures stay behind" in result.stderr
 
 
+@pytest.mark.parametrize("source", ["team/sql:v1", "layout://x:team/sql:v1"])
+@pytest.mark.parametrize("command", ["pull {} -o out", "copy {} ./out"])
+def test_a_pull_into_a_folder_takes_the_signature_along_and_says_what_stays_behind(
+    run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path, command: str, source: str
+) -> None:
+    run("push", described(run, make("sql")), "team/sql")
+    run("sign", "team/sql", "--key", team[0])
+    run("copy", "team/sql", "layout://x:team/sql:v1")
+    assert "behind" not in run(*command.format(source).split()).stderr
+    run("verify", "out", "--key", team[1])
+    signature = (tmp_path / "out" / "model.sig").read_bytes()
+    other, _ = keys.generate(tmp_path / "keys" / "other")
+    run("sign", source, "--key", other)
+    assert "1 signature or attestation stays behind: a folder has one model.sig" in run(*command.format(source).split()).stderr
+    assert (tmp_path / "out" / "model.sig").read_bytes() == signature  # the one that is there stays
+
+
+def test_a_pull_of_what_nobody_signed_writes_no_signature(run: Run, make: Make, tmp_path: Path) -> None:
+    run("push", make("sql"), "team/sql")
+    assert run("pull", "team/sql", "-o", "out").stderr == ""
+    assert not (tmp_path / "out" / "model.sig").exists()
+
+
 def test_a_policy_requires_signatures_of_what_is_pulled_copied_and_resolved(
     run: Run, make: Make, team: tuple[Path, Path], required: None, tmp_path: Path
 ) -> None:
