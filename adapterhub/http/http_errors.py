@@ -20,12 +20,17 @@ class RetriesExhaustedError(RemoteError):
 
 
 class DeniedError(RemoteError):
-    """The server requires a login or refuses the given one; code `login-required` if this program can log in at `host`."""
+    """The server requires a login or refuses the given one; code `login-required` if this program can log in at `host`.
+
+    Attributes:
+        refuses_login: Whether the server refuses the login that was sent, whatever was asked for.
+    """
 
     default_code = "access-denied"
 
-    def __init__(self, where: str, what: str, hint: str = "", *, host: str = "") -> None:
+    def __init__(self, where: str, what: str, hint: str = "", *, host: str = "", refuses_login: bool = False) -> None:
         super().__init__(where, what, hint, code="login-required" if host else "", host=host)
+        self.refuses_login = refuses_login
 
 
 class TruncatedBodyError(RemoteError):

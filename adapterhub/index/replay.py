@@ -6,7 +6,7 @@ import dataclasses
 import heapq
 import itertools
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import measurement, release_statement, rollout_state
@@ -338,9 +338,29 @@ class _Replay:
     def _add_evaluation(self, entry: Entry, measured: Evaluation) -> None:
         """Record a measurement of a version, and its metrics for searches; it replaces an earlier one with the same name."""
         key = f"{entry.number} {measured.name}"
+        replaced = measurement.parse(queries.marks(self.index, entry.op, entry.name).get(key, ""))
         self.index.execute(_SET_MARK, entry.name, entry.op, key, measured.dump())
+        metrics = dict(measured.searchable_metrics)
+        # Names of metrics differ by more than their case, as in the table.
+        current = {name.lower() for name in metrics}
+        if replaced and (dropped := {name for name in replaced.searchable_metrics if name.lower() not in current}):
+            metrics |= self._metrics_without(entry, dropped)
         insert_metrics = (
             "INSERT OR REPLACE INTO metrics (version, name, value) SELECT id, ?, ? FROM versions WHERE name = ? AND number = ?"
         )
-        metrics = [(*metric, entry.name, entry.number) for metric in measured.searchable_metrics.items()]
-        self.index.execute_many(insert_metrics, metrics)
+        self.index.execute_many(insert_metrics, [(*metric, entry.name, entry.number) for metric in metrics.items()])
+
+    def _metrics_without(self, entry: Entry, dropped: Collection[str]) -> dict[str, float]:
+        """Remove metrics of a replaced measurement; return those of the same names by the training and other measurements."""
+        rows = self.index.select(
+            "SELECT id, digest FROM versions WHERE name = ? AND number = ?", entry.name, entry.number, kinds="is"
+        )
+        remaining: dict[str, float] = {}
+        for version, digest in rows:
+            delete_metric = "DELETE FROM metrics WHERE version = ? AND name = ?"
+            self.index.execute_many(delete_metric, [(version, name) for name in dropped])
+            remaining |= _extract(self.store, digest).metrics
+        for evaluation in measurement.evaluations_of(queries.marks(self.index, entry.op, entry.name), entry.number):
+            remaining |= evaluation.searchable_metrics
+        names = {name.lower() for name in dropped}
+        return {name: value for name, value in remaining.items() if name.lower() in names}

@@ -30,6 +30,9 @@ DATA = ({"path": "heldout.jsonl", "digest": f"sha256:{1:064}"},)
 SAID = Evaluation("eval", METRICS, DATA, {"quantize": "nf4"})
 
 
+DECLARED = "[training.metrics]\nsql_bleu = 3.0\nsql_loss = 3.0\n"
+
+
 @pytest.fixture
 def registry(make: Make, tmp_path: Path) -> Iterator[Registry]:
     """Two versions."""
@@ -58,6 +61,27 @@ def test_it_is_found_by_its_numbers_shown_and_in_the_log_and_the_version_stays_t
     assert registry.show(v(2))["evaluations"] == []
     entry = registry.log(v(1))[0]
     assert (entry.op, entry.number, measurement.parse(entry.message)) == ("evaluate", 1, SAID)
+
+
+def test_a_search_finds_no_number_of_a_replaced_measurement(registry: Registry, make: Make) -> None:
+    """The training's own number, or that of another measurement with the name, is found again."""
+    folder = make("trained", 3)
+    (folder / "adapter.toml").write_text(DECLARED)
+    registry.push(folder, SQL)
+    for version in (v(1), v(3)):
+        measurement_log.record(registry, version, Evaluation("sql", {"loss": 9.0, "bleu": 9.0, "x_pass": 9.0, "Rouge": 9.0}))
+        measurement_log.record(registry, version, Evaluation("sql_x", {"pass": 8.0}))
+        measurement_log.record(registry, version, Evaluation("sql", {"loss": 7.0, "rouge": 7.0}))
+    for _ in range(2):
+        assert [found(registry, f"{name}>=9") for name in ("sql_loss", "sql_bleu", "sql_x_pass", "sql_rouge")] == [[]] * 4
+        assert found(registry, "sql_bleu>0") == ["team/sql:v3"]
+        assert found(registry, "sql_bleu=3") == ["team/sql:v3"]
+        for bound in ("sql_loss=7", "sql_rouge=7", "sql_x_pass=8"):
+            assert found(registry, bound) == ["team/sql:v3", "team/sql:v1"]
+        assert queries.metrics(registry.index, registry.resolve(v(1)).digest) == {
+            "sql_loss": 7.0, "sql_rouge": 7.0, "sql_x_pass": 8.0,
+        }  # fmt: skip
+        registry.rebuild_index()
 
 
 def test_the_last_of_a_name_counts_and_the_same_again_is_no_entry(registry: Registry) -> None:

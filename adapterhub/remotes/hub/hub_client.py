@@ -230,6 +230,7 @@ class HubWire(Client):
                 "HTTP 401: the token was refused, or there is no such repository",
                 self.login_hint,
                 host=self.login_host,
+                refuses_login=True,
             )
         details = self._details(response)
         errors: dict[int, AdapterhubError] = {

@@ -73,6 +73,9 @@ class RegistryClient(Client):
             code, _, message = self._details(response).partition(", ")
             return withdrawals.error_elsewhere(location, f": {message}" if message else code)
         error = super()._refusal(response, location)
+        if response.status == 401 and isinstance(error, DeniedError) and isinstance(self.authorize, Authenticator):
+            # A token of a service may be for other names only.
+            error.refuses_login = self.authorize.sends_credentials
         # Another digest is the fault of the bytes, not of the connection: sending them again would not help.
         if self._details(response).startswith(": DIGEST_INVALID") and not isinstance(error, RetryableError | DeniedError):
             problem = f"the registry received other bytes (HTTP {response.status})"
@@ -104,7 +107,11 @@ def _is_token(text: str) -> bool:
 
 
 class Authenticator:
-    """Authentication at the registry of an address; `find_credentials` is called when it first asks for them."""
+    """Authentication at the registry of an address; `find_credentials` is called when it first asks for them.
+
+    Attributes:
+        sends_credentials: Whether the registry itself gets them, and no token that a service has given for them.
+    """
 
     def __init__(
         self,
@@ -126,6 +133,7 @@ class Authenticator:
         )
         self.boundary = Boundary(origin(address.registry_url, location)[1])
         self.secrets: tuple[str, ...] = ()
+        self.sends_credentials = False
 
     def __call__(self, headers: Sequence[str], scope: str) -> str:
         """Return the value of `Authorization`.
@@ -139,18 +147,20 @@ class Authenticator:
         # A token can be limited to a scope and expires: prefer it to the password itself.
         if "bearer" in found_challenges:
             if credentials and credentials.bearer:
+                self.sends_credentials = True
                 return f"Bearer {credentials.bearer}"
             return f"Bearer {self._token(found_challenges['bearer'], scope, credentials)}"
         if "basic" in found_challenges and credentials and credentials.user:
+            self.sends_credentials = True
             return credentials.basic()
         problem = "login required" if found_challenges else "login required, with an unsupported authentication scheme"
         raise self._denied_error(f"HTTP 401: {problem}")
 
-    def _denied_error(self, problem: str) -> DeniedError:
+    def _denied_error(self, problem: str, *, refuses_login: bool = False) -> DeniedError:
         """Return the error for a login that is missing or was refused."""
         if self._address.is_plaintext:
             problem += "; a login that was made with TLS is not sent without it"
-        return DeniedError(self.location, problem, self.hint, host=self._host)
+        return DeniedError(self.location, problem, self.hint, host=self._host, refuses_login=refuses_login)
 
     def _token(self, challenge: Mapping[str, str], scope: str, credentials: Credentials | None) -> str:
         """Get a token for a scope from the service that a challenge names."""
@@ -204,7 +214,9 @@ class Authenticator:
             headers = {"Authorization": credentials.basic()}
             return client.request("GET", url, self.location, good=(200,), headers=headers, limit=_MAX_ANSWER, redirects=False)
         except DeniedError as error:
+            status = error.what.partition(":")[0]
             problem = "the username and password were refused" if credentials else "login required"
-            raise self._denied_error(f"{error.what.partition(':')[0]}: {problem}") from error
+            refuses_login = credentials is not None and status == "HTTP 401"
+            raise self._denied_error(f"{status}: {problem}", refuses_login=refuses_login) from error
         finally:
             client.close()

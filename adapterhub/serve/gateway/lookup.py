@@ -296,10 +296,9 @@ class RemoteLookup:
             digest = await asyncio.get_running_loop().run_in_executor(self._threads, self._digest, ref)
         # Answers, unlike other errors; a registry answers 401 or 403 for a name that it lacks, too.
         except (NotFoundError, UsageError, DeniedError) as error:
-            if isinstance(error, DeniedError):
-                log.warning("%s", error)  # or the token of this gateway is not valid any more
+            refuses_login = isinstance(error, DeniedError) and error.refuses_login
             cached.version, cached.error = None, error
-            self._record_state(None)
+            self._record_state(error if refuses_login else None)
         except AdapterhubError as error:
             cached.error = error
             if _is_withdrawn(error):
@@ -359,7 +358,9 @@ class RemoteLookup:
 
     def _record_state(self, error: AdapterhubError | None) -> None:
         """Record whether the remote answers, logging only changes."""
-        if error is not None and self.is_up:
+        if isinstance(error, DeniedError) and self.is_up:
+            log.error("%s: the login of this gateway is refused, so that nothing is looked up there", error)
+        elif error is not None and self.is_up:
             log.warning("%s; its last known tags are used", error)
         elif error is None and not self.is_up:
             log.info("%s answers again", self._url)

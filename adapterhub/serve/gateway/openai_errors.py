@@ -73,7 +73,8 @@ def engine_failed(reason: str) -> ProblemError:
 def _is_unknown(error: AdapterhubError) -> bool:
     """Return whether an error is about a name that is not served; a remote may deny a name that it lacks."""
     is_missing = isinstance(error, NotFoundError) and error.code != "no-registry"
-    return is_missing or isinstance(error, DeniedError) or (isinstance(error, RefusedError) and error.code == NOT_SERVED)
+    is_denied = isinstance(error, DeniedError) and not error.refuses_login
+    return is_missing or is_denied or (isinstance(error, RefusedError) and error.code == NOT_SERVED)
 
 
 def problem_of(error: Exception, model: str) -> ProblemError:
@@ -91,6 +92,9 @@ def problem_of(error: Exception, model: str) -> ProblemError:
             problem = ProblemError(
                 404, f"The model `{model[:200]}` does not exist: {error.what}. {error.hint}", code=MISSING, param="model"
             )
+        case DeniedError():
+            reason = "The registry refuses the login of this gateway, which its operator has to renew"
+            problem = ProblemError(503, reason, code=DOWN, seconds=5)
         case RemoteError() | LocalIOError() | NotFoundError():  # details, such as paths, are only for the log
             problem = ProblemError(
                 503, "The registry, or the disk of the gateway, cannot be used for now", code=DOWN, seconds=5

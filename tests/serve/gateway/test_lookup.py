@@ -27,6 +27,7 @@ from adapterhub.serve.gateway.openai_errors import problem_of
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, RemoteError
 from tests.hub.conftest import serving
+from tests.hub.web.conftest import hide
 from tests.support import registry
 from tests.support.adapters import Make
 from tests.support.hub_server import TOKEN, Hub
@@ -177,6 +178,49 @@ def test_a_name_that_asks_for_a_login_is_unknown_and_its_remote_not_away(make: M
             remote.find("team/none")
         assert remote.lookup.is_up
         assert (problem_of(denied.value, "team/none").status, remote.find("team/sql")) == (404, digest)
+        remote.lookup.close()
+
+
+@pytest.mark.parametrize("kind", ["hub+http", "oci+http", "htpasswd"])
+def test_a_login_that_is_refused_is_no_answer_about_a_name(
+    kind: str, make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once the token of a gateway had expired, every name was unknown to its clients, and the gateway was ready."""
+    with ExitStack() as stack:
+        if kind == "htpasswd":
+            host = stack.enter_context(registry.running(tmp_path, password=True))
+            url, right, wrong = f"oci+http://{host}", registry.PASSWORD, "changed"
+        else:
+            running = stack.enter_context(serving(tmp_path / "hub"))
+            host, url = running.url.partition("://")[2], running.url.replace("http", kind)
+            right = running.make_token("ada", "write", namespaces=["team"])
+            wrong = running.make_token("ada", "write", lifetime=-1)
+            with running.registry() as opened:
+                for name in ("team/sql", "bank/sql"):
+                    opened.push(make(f"of {name}", 2), Ref.parse(name))
+                    hide(running, name)
+        may_read, is_refused = (
+            Workspace(docker=registry.docker_config(tmp_path / login, host, login)) for login in (right, wrong)
+        )
+        digest = str(ah.push(make("a", 1), named_remotes.address_below(url, "team/sql"), workspace=may_read).digest)
+        remote = Remote(url, may_read, [digest], stack)
+        assert remote.find("team/sql") == digest
+        for name in ("bank/sql", "team/none"):  # one that exists, where it is a hub, is answered as one that does not
+            with pytest.raises((NotFoundError, DeniedError)) as unknown:
+                remote.find(name)
+            assert problem_of(unknown.value, name).status == 404
+        assert remote.lookup.is_up
+        remote.lookup.close()
+
+        remote = Remote(url, is_refused, [digest], stack)
+        for name in ("team/sql", "bank/sql", "team/none"):
+            with pytest.raises(DeniedError) as refused:
+                remote.find(name)
+            problem = problem_of(refused.value, name)
+            assert (problem.status, "refuses the login of this gateway" in problem.message) == (503, True)
+        assert not remote.lookup.is_up
+        assert not asyncio.run(remote.lookup.can_find())
+        assert caplog.text.count("the login of this gateway is refused") == 1
         remote.lookup.close()
 
 
