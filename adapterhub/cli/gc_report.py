@@ -11,6 +11,7 @@ import click
 
 from adapterhub.cli import ages, output, progress, registry_choice
 from adapterhub.cli.options import Settings, dry_run_option
+from adapterhub.manifest.keep_rule import GRACE_HOURS
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.gc import GcResult
@@ -26,7 +27,7 @@ def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[
         "--grace",
         metavar="HOURS",
         type=click.FloatRange(min=min_hours),
-        default=24.0,
+        default=GRACE_HOURS,
         show_default=True,
         help="Keep objects newer than HOURS.",
     )

@@ -24,7 +24,7 @@ from pathlib import Path
 from adapterhub.digest import Digest, is_hex
 from adapterhub.index import index_file, queries, replay
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.keep_rule import keep_rule
+from adapterhub.manifest.keep_rule import GRACE_HOURS, keep_rule
 from adapterhub.ref import Ref
 from adapterhub.registry import repository_records
 from adapterhub.registry.registry import Registry
@@ -40,8 +40,6 @@ from .gc_marks import LogMarks, Marks
 
 Progress = Callable[[int, int], None]
 """Callback that takes the number of blobs done and the number of blobs."""
-GRACE = 24.0
-"""Hours that a blob stays once no version needs it."""
 _BATCH_SIZE = 256  # blobs; removing this many blocks writers for a few hundredths of a second
 _UNOWNED_AGE = 3600.0  # seconds that a temporary file without a lease stays at least
 
@@ -79,7 +77,7 @@ class GcResult:
 def gc(
     registry: Registry,
     *,
-    grace: float = GRACE,
+    grace: float = GRACE_HOURS,
     last: int | None = None,
     ttl: int | None = None,
     dry_run: bool = False,

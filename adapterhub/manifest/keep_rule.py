@@ -1,9 +1,11 @@
-"""Which versions of a name a gc keeps, as an entry `keep` of the name's log says."""
+"""Which versions of a name a gc keeps, as an entry `keep` of the name's log says, and for how long unneeded blobs."""
 
 from __future__ import annotations
 
 from adapterhub_converters.lazy_dataclass import dataclass
 
+GRACE_HOURS = 24.0
+"""Hours that a blob stays once no version needs it, unless a gc is told otherwise."""
 _UNITS = ((7 * 86400, "week"), (86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
 

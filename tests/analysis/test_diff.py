@@ -81,7 +81,7 @@ KINDS = [
 
 @pytest.mark.parametrize("make", KINDS, ids=["linear", "ranks", "rslora", "embedding", "experts", "conv", "qalora"])
 def test_change_size_and_cosine_are_those_of_the_dense_matrices(make: tuple[Callable[[], Delta], ...]) -> None:
-    a, b = (one() for one in make)
+    a, b = (make_delta() for make_delta in make)
     module = compare(Adapter({"m": a}), Adapter({"m": b})).modules[0]
     x, y = dense(a), dense(b)
     assert module.change == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-9)
@@ -99,31 +99,31 @@ def test_the_same_numbers_are_no_change_exactly(make: Callable[[], Delta]) -> No
 
 
 def test_norms_are_computed_only_if_a_module_has_other_numbers() -> None:
-    one, two = linear(2), linear(2)
-    assert [module.a and module.a.size for module in compare(Adapter({"m": one}), Adapter({"m": one})).modules] == [None]
+    first, second = linear(2), linear(2)
+    assert [module.a and module.a.size for module in compare(Adapter({"m": first}), Adapter({"m": first})).modules] == [None]
     steps: list[tuple[int, int]] = []
     comparison = compare(
-        Adapter({"m": one, "n": one}), Adapter({"m": one, "n": two}), progress=lambda *step: steps.append(step)
+        Adapter({"m": first, "n": first}), Adapter({"m": first, "n": second}), progress=lambda *step: steps.append(step)
     )
-    assert [module.a and module.a.size for module in comparison.modules] == [pytest.approx(np.linalg.norm(dense(one)))] * 2
+    assert [module.a and module.a.size for module in comparison.modules] == [pytest.approx(np.linalg.norm(dense(first)))] * 2
     assert comparison.change == pytest.approx(
-        np.linalg.norm(dense(two) - dense(one)) / np.linalg.norm(dense(one)) / math.sqrt(2)
+        np.linalg.norm(dense(second) - dense(first)) / np.linalg.norm(dense(first)) / math.sqrt(2)
     )
     assert steps == [(0, 2), (1, 2)]
 
 
 def test_other_factors_of_the_same_matrix_are_no_change() -> None:
-    one = linear(3, 6)
+    original = linear(3, 6)
     turn = np.linalg.qr(RNG.normal(size=(3, 3)))[0]
-    wide = [array.astype(np.float64) for array in (one.lora_A, one.lora_B)]
-    for other in (
-        LowRank(one.lora_A, one.lora_B, one.scaling * math.sqrt(3), rslora=True),
-        LowRank(one.lora_A * 2, one.lora_B / 2, one.alpha),
-        LowRank(one.lora_A, one.lora_B / 8, one.alpha * 8),
-        LowRank(turn @ wide[0], wide[1] @ turn.T, one.alpha),
-        LowRank(np.pad(one.lora_A, ((0, 2), (0, 0))), np.pad(one.lora_B, ((0, 0), (0, 2))), one.alpha * 5 / 3),
+    wide = [array.astype(np.float64) for array in (original.lora_A, original.lora_B)]
+    for equal in (
+        LowRank(original.lora_A, original.lora_B, original.scaling * math.sqrt(3), rslora=True),
+        LowRank(original.lora_A * 2, original.lora_B / 2, original.alpha),
+        LowRank(original.lora_A, original.lora_B / 8, original.alpha * 8),
+        LowRank(turn @ wide[0], wide[1] @ turn.T, original.alpha),
+        LowRank(np.pad(original.lora_A, ((0, 2), (0, 0))), np.pad(original.lora_B, ((0, 0), (0, 2))), original.alpha * 5 / 3),
     ):
-        comparison = compare(Adapter({"m": one}), Adapter({"m": other}))
+        comparison = compare(Adapter({"m": original}), Adapter({"m": equal}))
         assert comparison.same
         assert comparison.modules[0].change is not None
         assert comparison.modules[0].change < 1e-13
@@ -132,12 +132,12 @@ def test_other_factors_of_the_same_matrix_are_no_change() -> None:
 
 def test_a_small_change_is_measured_as_exactly_as_a_large_one() -> None:
     lora_A, lora_B = factors((3, 40), (30, 3))
-    one = LowRank(lora_A.astype(np.float64), lora_B.astype(np.float64), 3.0)
-    step = RNG.normal(size=one.lora_B.shape)
+    original = LowRank(lora_A.astype(np.float64), lora_B.astype(np.float64), 3.0)
+    step = RNG.normal(size=original.lora_B.shape)
     for size in (1e-2, 1e-5, 1e-9):
-        other = LowRank(one.lora_A, one.lora_B + size * step, 3.0)
-        expected = size * np.linalg.norm(step @ one.lora_A) / np.linalg.norm(one.lora_B @ one.lora_A)
-        assert compare(Adapter({"m": one}), Adapter({"m": other})).modules[0].change == pytest.approx(expected, rel=1e-5)
+        changed = LowRank(original.lora_A, original.lora_B + size * step, 3.0)
+        expected = size * np.linalg.norm(step @ original.lora_A) / np.linalg.norm(original.lora_B @ original.lora_A)
+        assert compare(Adapter({"m": original}), Adapter({"m": changed})).modules[0].change == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_there_once_is_added_or_removed() -> None:
@@ -167,18 +167,18 @@ def test_nan_is_reported_and_not_measured() -> None:
 def test_tensors_next_to_the_factors() -> None:
     delta, weight, rows, magnitude = linear(2), normal(4, 4), normal(2, 6), normal(7)
 
-    def made(weight: np.ndarray, ids: tuple[int, ...], magnitude: np.ndarray) -> Adapter:
+    def adapter_of(weight: np.ndarray, ids: tuple[int, ...], magnitude: np.ndarray) -> Adapter:
         dora = LowRank(delta.lora_A, delta.lora_B, delta.alpha, magnitude=magnitude)
         return Adapter({"m": dora}, {"head.weight": weight}, {"table": Rows(ids, rows)})
 
-    one = made(weight, (1, 2), magnitude)
-    comparison = compare(one, made(weight * 2, (1, 3), magnitude + 1e-3))
+    original = adapter_of(weight, (1, 2), magnitude)
+    comparison = compare(original, adapter_of(weight * 2, (1, 3), magnitude + 1e-3))
     statuses = {tensor.name: tensor.status for tensor in comparison.tensors}
     assert statuses == {"head.weight": "changed", "m.magnitude": "changed", "table (rows)": "changed"}
     assert comparison.tensors[0].change == pytest.approx(1.0)
     assert comparison.modules[0].status == "same"
     assert not comparison.same
-    assert compare(one, made(weight.copy(), (1, 2), magnitude.copy())).identical
+    assert compare(original, adapter_of(weight.copy(), (1, 2), magnitude.copy())).identical
 
 
 def test_when_an_adapter_acts_is_part_of_what_it_does() -> None:
@@ -231,9 +231,9 @@ def test_changes_are_those_of_pefts_own_deltas(tmp_path: Path) -> None:
         tiny.adapter(tiny.model(), tmp_path / "a", strength=0.1, target_modules=targets, r=4),
         tiny.adapter(tiny.model(), tmp_path / "b", strength=0.2, target_modules=targets, r=6, use_rslora=True),
     ]
-    found = {module.name: module for module in diff(tmp_path / "a", tmp_path / "b").modules}
-    assert len(found) == 5
-    for target, module in found.items():
+    modules = {module.name: module for module in diff(tmp_path / "a", tmp_path / "b").modules}
+    assert len(modules) == 5
+    for target, module in modules.items():
         x, y = (
             model.get_submodule(f"base_model.model.{target}").get_delta_weight("default").detach().numpy() for model in adapters
         )
@@ -255,9 +255,9 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     result = run("diff", "a", "b", "--exit-code", code=1)
     assert result.stdout.startswith("a -> b: different: 30 of 30 modules changed; the whole by 700.0%\n")
     assert "… and 18 more (--json has all)" in result.stdout
-    found = document(run, "diff", "a", "b")
-    assert (found["same"], len(found["modules"])) == (False, 30)
-    assert found["modules"]["model.layers.3.self_attn.q_proj"]["change"] == pytest.approx(7)
+    difference = document(run, "diff", "a", "b")
+    assert (difference["same"], len(difference["modules"])) == (False, 30)
+    assert difference["modules"]["model.layers.3.self_attn.q_proj"]["change"] == pytest.approx(7)
     run("push", "a", "team/a")
     run("push", "b", "team/a")
     assert document(run, "diff", "team/a:v1", "team/a:v2")["b"] == "team/a:v2"

@@ -33,13 +33,13 @@ def dense(delta: LowRank | StackedLowRank) -> float:
 
 def test_norms_by_layer_and_kind() -> None:
     deltas = {Q.format(n): linear() for n in (0, 2, 10)} | {MLP.format(2): linear(), "lm_head": linear()}
-    found = build_heat_map(Adapter(deltas))
-    assert (found.layers, found.kinds, found.short_kinds) == (
+    heat_map = build_heat_map(Adapter(deltas))
+    assert (heat_map.layers, heat_map.kinds, heat_map.short_kinds) == (
         ("0", "2", "10"), ("self_attn.q_proj", "mlp.up_proj"), ("q", "up"),
     )  # fmt: skip
-    assert found.values[0] == (pytest.approx(dense(deltas[Q.format(0)])), None)
-    assert found.values[1][1] == pytest.approx(dense(deltas[MLP.format(2)]))
-    assert found.others == {"lm_head": pytest.approx(dense(deltas["lm_head"]))}
+    assert heat_map.values[0] == (pytest.approx(dense(deltas[Q.format(0)])), None)
+    assert heat_map.values[1][1] == pytest.approx(dense(deltas[MLP.format(2)]))
+    assert heat_map.others == {"lm_head": pytest.approx(dense(deltas["lm_head"]))}
 
 
 def test_kinds_are_shown_without_the_beginning_that_all_of_them_have() -> None:
@@ -49,9 +49,9 @@ def test_kinds_are_shown_without_the_beginning_that_all_of_them_have() -> None:
 
 
 def test_experts_of_a_layer_are_one_number_stacked_or_apart() -> None:
-    each = [linear() for _ in range(3)]
-    apart = build_heat_map(Adapter({f"model.layers.0.mlp.experts.{n}.up_proj": delta for n, delta in enumerate(each)}))
-    stack = StackedLowRank(np.stack([d.lora_A for d in each]), np.stack([d.lora_B for d in each]), 6.0)
+    experts = [linear() for _ in range(3)]
+    apart = build_heat_map(Adapter({f"model.layers.0.mlp.experts.{n}.up_proj": delta for n, delta in enumerate(experts)}))
+    stack = StackedLowRank(np.stack([d.lora_A for d in experts]), np.stack([d.lora_B for d in experts]), 6.0)
     together = build_heat_map(Adapter({"model.layers.0.mlp.experts.up_proj": stack}))
     assert apart.kinds == ("mlp.experts.*.up_proj",)
     assert apart.values[0][0] == pytest.approx(together.values[0][0])
@@ -61,17 +61,17 @@ def test_experts_of_a_layer_are_one_number_stacked_or_apart() -> None:
 def test_two_stacks_of_layers_are_distinguished_and_a_nan_is_left_out() -> None:
     bad = linear()
     bad.lora_A[0, 0] = np.nan
-    found = build_heat_map(Adapter({"encoder.layers.0.q_proj": linear(), "decoder.layers.0.q_proj": linear(), "x": bad}))
-    assert found.layers == ("encoder.layers.0", "decoder.layers.0")
-    assert set(found.left_out) == {"x"}
+    heat_map = build_heat_map(Adapter({"encoder.layers.0.q_proj": linear(), "decoder.layers.0.q_proj": linear(), "x": bad}))
+    assert heat_map.layers == ("encoder.layers.0", "decoder.layers.0")
+    assert set(heat_map.left_out) == {"x"}
 
 
 def test_folding_takes_means_of_neighbors() -> None:
-    found = build_heat_map(Adapter({Q.format(n): linear() for n in range(5)}))
-    folded = found.fold(3)
+    heat_map = build_heat_map(Adapter({Q.format(n): linear() for n in range(5)}))
+    folded = heat_map.fold(3)
     assert folded.layers == ("0-1", "2-3", "4")
-    assert folded.values[0][0] == pytest.approx(sum(row[0] or 0 for row in found.values[:2]) / 2)
-    assert found.fold(5) is found
+    assert folded.values[0][0] == pytest.approx(sum(row[0] or 0 for row in heat_map.values[:2]) / 2)
+    assert heat_map.fold(5) is heat_map
 
 
 def test_norms_over_those_of_the_base(tmp_path: Path) -> None:
@@ -88,14 +88,14 @@ def test_norms_over_those_of_the_base(tmp_path: Path) -> None:
 
 def test_show_has_numbers_for_programs_and_pipes(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "a", pairs(60) | pairs(60, module=MLP))
-    found = document(run, "show", "a")["norms"]
-    assert (len(found["layers"]), found["missing"], found["relative"]) == (60, None, False)
+    norms_document = document(run, "show", "a")["norms"]
+    assert (len(norms_document["layers"]), norms_document["missing"], norms_document["relative"]) == (60, None, False)
     stdout = run("show", "a").stdout
     assert len([line for line in stdout.splitlines() if line[:1].isdigit()]) == 60
     assert "\x1b" not in stdout
     assert "norms" not in document(run, "show", "a", "--headers-only")
     run("push", "a", "team/a")
-    assert document(run, "show", "team/a")["norms"] == found
+    assert document(run, "show", "team/a")["norms"] == norms_document
 
 
 def test_show_draws_on_a_terminal(terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,12 +149,12 @@ def test_work_is_estimated_from_shapes_alone_and_is_that_of_the_pair_that_is_com
 
 def test_show_leaves_out_what_takes_over_two_seconds(run: Run, tmp_path: Path) -> None:
     large(tmp_path / "slow", r=1024, width=8192)
-    told = "left out, about 3 seconds of work; --full computes them"
-    assert f"norms: {told}" in run("show", "slow").stdout.splitlines()
-    found = document(run, "show", "slow")
-    assert (found["norms"], found["digest"][:7]) == ({"missing": told}, "sha256:")
+    reason = "left out, about 3 seconds of work; --full computes them"
+    assert f"norms: {reason}" in run("show", "slow").stdout.splitlines()
+    shown_document = document(run, "show", "slow")
+    assert (shown_document["norms"], shown_document["digest"][:7]) == ({"missing": reason}, "sha256:")
     run("push", "slow", "team/slow", "--force")
-    assert document(run, "show", "team/slow")["norms"] == {"missing": told}
+    assert document(run, "show", "team/slow")["norms"] == {"missing": reason}
     adapter(tmp_path / "quick", pairs(2))
     assert document(run, "show", "quick", "--full") == document(run, "show", "quick")
     assert "Leave one of them out" in run("show", "quick", "--full", "--headers-only", code=2).stderr
@@ -162,9 +162,9 @@ def test_show_leaves_out_what_takes_over_two_seconds(run: Run, tmp_path: Path) -
 
 def test_show_reads_no_large_files_unless_asked(run: Run, tmp_path: Path) -> None:
     large(tmp_path / "a", r=8, width=1 << 25)
-    found = document(run, "show", "a", "--headers-only")
-    assert (found["digest"], found["oci_manifest"], found["size"] > 2 * 10**9) == (None, None, True)
-    assert [set(file) for file in found["manifest"]["files"]] == [{"path", "size"}] * 2
+    shown_document = document(run, "show", "a", "--headers-only")
+    assert (shown_document["digest"], shown_document["oci_manifest"], shown_document["size"] > 2 * 10**9) == (None, None, True)
+    assert [set(file) for file in shown_document["manifest"]["files"]] == [{"path", "size"}] * 2
     stdout = run("show", "a").stdout
     assert "left out, the files are large; --full computes it" in stdout
     assert "adapter_model.safetensors  2.1 GB" in stdout

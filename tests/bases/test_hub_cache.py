@@ -34,8 +34,8 @@ def named(cache: Path, hub: Hub | None = None) -> Workspace:
 def test_a_model_in_the_cache_is_found_by_its_name_and_known_by_its_commit(tmp_path: Path) -> None:
     spec = base(tmp_path / "made")
     snapshot = cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
-    found = ah.read_base("org/tiny", workspace=named(tmp_path / "hub"))
-    assert (found.repo, found.revision, found.fingerprint) == ("org/tiny", COMMIT, spec.fingerprint)
+    cached_base = ah.read_base("org/tiny", workspace=named(tmp_path / "hub"))
+    assert (cached_base.repo, cached_base.revision, cached_base.fingerprint) == ("org/tiny", COMMIT, spec.fingerprint)
     assert base_sources.weights("org/tiny", named(tmp_path / "hub")) == snapshot
     assert base_sources.weights(f"org/tiny@{COMMIT}", named(tmp_path / "hub")) == snapshot
 

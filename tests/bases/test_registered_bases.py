@@ -244,8 +244,8 @@ def test_what_is_both_a_path_and_a_name_is_reported_as_ambiguous(run: Run, tmp_p
     run("validate", "sql", "--base", "tiny")
     run("base", "add", "tiny", "tiny")
     for args in (("validate", "sql", "--base", "tiny"), ("base", "show", "tiny")):
-        said = run(*args, code=2).stderr
-        assert "tiny: both a path and a base in the registry. Write ./tiny for the path, base:tiny for the base" in said
+        usage_error = run(*args, code=2).stderr
+        assert "tiny: both a path and a base in the registry. Write ./tiny for the path, base:tiny for the base" in usage_error
     assert document(run, "validate", "sql", "--base", "./tiny")["reports"][0]["base"] == "tiny"
     assert document(run, "base", "show", "base:tiny")["name"] == "tiny"
     stderr = run("validate", "sql", "--base", "base:tinny", code=3).stderr

@@ -171,7 +171,7 @@ class World:
             return code, file.read()
 
     def unread(self, args: list[str], *, with_stderr: bool = False) -> tuple[int, str]:
-        """`into` a pipe that nobody reads, and stderr as well if `both`."""
+        """`into` a pipe that nobody reads, and stderr as well if `with_stderr`."""
         reader, writer = os.pipe()
         os.close(reader)
         try:

@@ -73,6 +73,6 @@ def test_the_steps_of_the_page_print_what_it_shows(tmp_path: Path, run: Run) -> 
         run("key", "generate", f"keys/{name}")
     (tmp_path / "adapterhub.toml").write_text(next(body for kind, body in BLOCK.findall(PAGE) if kind == "toml"))
     for command, printed in steps():
-        who = next((name for name in ("bo", "cy") if f"keys/{name}.key" in command), "ana")
-        result = run(*shlex.split(command), env={"ADAPTERHUB_AUTHOR": who}, code=None)
+        command_author = next((name for name in ("bo", "cy") if f"keys/{name}.key" in command), "ana")
+        result = run(*shlex.split(command), env={"ADAPTERHUB_AUTHOR": command_author}, code=None)
         assert plain(result.stdout + result.stderr) == plain(printed), command

@@ -22,7 +22,7 @@ CARD = "---\nlicense: mit\n---\n# SQL\n"
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.chdir(tmp_path)
     adapter(tmp_path / "a", pairs(3))
     shutil.copytree("a", "b")
@@ -43,11 +43,11 @@ def lose_weights(workspace: Workspace, ref: str) -> None:
         registry.store.blob_path(weights).unlink()
 
 
-def test_equal_digests_of_versions_answer_without_their_bytes(here: Workspace) -> None:
-    ref = pushed(here, "a")[0]
-    lose_weights(here, ref)
-    for one, two in ((ref, "team/sql:latest"), ("a", ref)):
-        difference = diff(one, two, workspace=here)
+def test_equal_digests_of_versions_answer_without_their_bytes(workspace: Workspace) -> None:
+    ref = pushed(workspace, "a")[0]
+    lose_weights(workspace, ref)
+    for first, second in ((ref, "team/sql:latest"), ("a", ref)):
+        difference = diff(first, second, workspace=workspace)
         assert (difference.same_version, difference.identical, difference.change, difference.files, difference.facts) == (
             True,
             True,
@@ -57,48 +57,48 @@ def test_equal_digests_of_versions_answer_without_their_bytes(here: Workspace) -
         )
 
 
-def test_equal_weights_and_config_answer_without_their_bytes(here: Workspace) -> None:
-    one, two = pushed(here, "a", "b")
-    lose_weights(here, one)
-    difference = diff(one, two, workspace=here)
+def test_equal_weights_and_config_answer_without_their_bytes(workspace: Workspace) -> None:
+    first, second = pushed(workspace, "a", "b")
+    lose_weights(workspace, first)
+    difference = diff(first, second, workspace=workspace)
     assert (difference.same_version, difference.identical, difference.modules) == (False, True, ())
     assert [(file.path, file.status) for file in difference.files] == [("README.md", "added")]
     assert [(fact.key, fact.old, fact.new) for fact in difference.facts] == [("license", None, "mit")]
     assert repr(difference) == "<Difference team/sql:v1 -> team/sql:v2: 1 file, 1 fact>"
 
 
-def test_other_weights_are_compared_and_their_facts_are_listed(here: Workspace) -> None:
-    one, two = pushed(here, "a", "c")
-    difference = diff(one, two, workspace=here)
+def test_other_weights_are_compared_and_their_facts_are_listed(workspace: Workspace) -> None:
+    first, second = pushed(workspace, "a", "c")
+    difference = diff(first, second, workspace=workspace)
     assert difference.count("changed") == 3
     assert [(fact.key, fact.old, fact.new) for fact in difference.facts] == [("alpha", 4, 8)]
     assert [file.path for file in difference.files] == ["adapter_config.json", PEFT_WEIGHTS]
     assert not difference.same
-    lose_weights(here, two)
+    lose_weights(workspace, second)
     with pytest.raises(IntegrityError):
-        diff(one, two, workspace=here)
+        diff(first, second, workspace=workspace)
 
 
-def test_a_version_at_an_address_is_the_same_as_in_the_registry(here: Workspace) -> None:
-    ref = pushed(here, "a")[0]
+def test_a_version_at_an_address_is_the_same_as_in_the_registry(workspace: Workspace) -> None:
+    ref = pushed(workspace, "a")[0]
     address = "layout://sql.tar:v1"
-    push(ref, address, workspace=here)
-    assert diff(address, ref, workspace=here).same_version
-    assert diff(address, "b", workspace=here).identical
+    push(ref, address, workspace=workspace)
+    assert diff(address, ref, workspace=workspace).same_version
+    assert diff(address, "b", workspace=workspace).identical
 
 
-def test_an_adapter_json_of_other_weights_is_ignored_and_reported(here: Workspace) -> None:
-    ref = pushed(here, "a")[0]
-    with Registry.open(here.folder()) as registry:
+def test_an_adapter_json_of_other_weights_is_ignored_and_reported(workspace: Workspace) -> None:
+    ref = pushed(workspace, "a")[0]
+    with Registry.open(workspace.folder()) as registry:
         registry.pull(Ref.parse(ref), Path("d"))
     shutil.copyfile("c/" + PEFT_WEIGHTS, "d/" + PEFT_WEIGHTS)
     notes: list[str] = []
-    difference = diff(ref, "d", workspace=Workspace(registry=here.folder(), tell=notes.append))
+    difference = diff(ref, "d", workspace=Workspace(registry=workspace.folder(), tell=notes.append))
     assert difference.count("changed") == 3
     assert "its adapter.json is not about these files" in notes[0]
 
 
-def test_the_command_lists_files_and_facts_where_the_function_is_the_same(run: Run, here: Workspace) -> None:
+def test_the_command_lists_files_and_facts_where_the_function_is_the_same(run: Run, workspace: Workspace) -> None:
     stdout = run("diff", "a", "b", "--exit-code").stdout
     assert [" ".join(line.split()) for line in stdout.splitlines()] == [
         "a -> b: the same function; 1 file and 1 fact differ",
@@ -109,7 +109,15 @@ def test_the_command_lists_files_and_facts_where_the_function_is_the_same(run: R
         "FACT A B",
         "license - mit",
     ]
-    found = document(run, "diff", "a", "b")
-    assert (found["same_version"], found["same"], found["facts"]) == (False, True, [{"key": "license", "a": None, "b": "mit"}])
-    assert (found["files"][0]["path"], found["files"][0]["a"], found["files"][0]["b"]["size"]) == ("README.md", None, 27)
-    assert found["digests"]["a"] != found["digests"]["b"]
+    difference = document(run, "diff", "a", "b")
+    assert (difference["same_version"], difference["same"], difference["facts"]) == (
+        False,
+        True,
+        [{"key": "license", "a": None, "b": "mit"}],
+    )
+    assert (difference["files"][0]["path"], difference["files"][0]["a"], difference["files"][0]["b"]["size"]) == (
+        "README.md",
+        None,
+        27,
+    )
+    assert difference["digests"]["a"] != difference["digests"]["b"]

@@ -1,7 +1,7 @@
 """A tiny base, with and without a chat template, and two adapters that know answers by heart.
 
-`own` was trained with a template of its own, with an option and a date in it; `plain` with that of the base, for which the same
-questions have other answers.
+`own_adapter` was trained with a template of its own, with an option and a date in it; `plain` with that of the base, for which
+the same questions have other answers.
 """
 
 from __future__ import annotations

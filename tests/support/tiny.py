@@ -238,7 +238,7 @@ def _adds_one(name: str) -> bool:
 
 
 def write_gguf(built_model: Any, path: Path, **tokenizer: MetadataValue) -> Path:
-    """`made` as a GGUF model in float32, by default without a tokenizer, which is enough for llama.cpp to run token ids."""
+    """`built_model` as a GGUF model in float32, by default without a tokenizer, enough for llama.cpp to run token ids."""
     config = built_model.config.to_dict()
     architecture = architecture_lookup.by_class(
         config["architectures"][0] if config.get("architectures") else type(built_model).__name__, "tiny"
@@ -285,7 +285,7 @@ def _rope_theta(config: dict[str, Any]) -> float:
 
 
 def adapter(built_model: Any, path: Path, *, dtype: str = "float32", strength: float = 0.1, **config: Any) -> Any:
-    """A random LoRA on `made`, saved by peft as `path`; returns the peft model, in float32, ready to be asked."""
+    """A random LoRA on `built_model`, saved by peft as `path`; returns the peft model, in float32, ready to be asked."""
     import torch
     from peft import LoraConfig, get_peft_model
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
 from adapterhub.maintenance import gc_marks, retention
-from adapterhub.maintenance.gc import GRACE, GcResult, NeededBlobs, Progress
-from adapterhub.manifest.keep_rule import keep_rule
+from adapterhub.maintenance.gc import GcResult, NeededBlobs, Progress
+from adapterhub.manifest.keep_rule import GRACE_HOURS, keep_rule
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import ParameterError, RefusedError
 
@@ -39,7 +39,7 @@ _BATCH, _AT_ONCE = 64, 8  # blobs per batch: others that note one of them wait f
 def collect(
     storage: SharedStorage,
     *,
-    grace: float = GRACE,
+    grace: float = GRACE_HOURS,
     last: int | None = None,
     ttl: int | None = None,
     dry_run: bool = False,

@@ -20,8 +20,9 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.settings import HubSettings
 from adapterhub.index.index_database import FILE
-from adapterhub.maintenance.gc import GRACE, GcResult, remove_conversions
+from adapterhub.maintenance.gc import GcResult, remove_conversions
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.keep_rule import GRACE_HOURS
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.objects.bucket import Bucket
 from adapterhub.remotes.objects.object_address import ObjectAddress
@@ -210,7 +211,7 @@ class SharedStorage(Storage):
         This process must do it: no gc looks at the folders of other machines.
         """
         super().remove_stale()
-        remove_conversions(self._reading, GcResult(dry_run=False), GRACE * 3600)
+        remove_conversions(self._reading, GcResult(dry_run=False), GRACE_HOURS * 3600)
         if not self._trimmed:
             self._trimmed = True
             self._reading.trim()

@@ -53,7 +53,7 @@ class Case:
     """One merge in the words of both.
 
     Attributes:
-        theirs: Their method, and `settings` of it; `each` is said of every adapter, and so is its weight.
+        theirs: Their method, and `settings` of it; `per_adapter` is said of every adapter, and so is its weight.
         ours: The method here, and its `parameters`.
         weights: Of the adapters a, b, c, as many as there are; None where mergekit is told none.
         zero: The base is zero.
