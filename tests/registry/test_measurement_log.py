@@ -73,11 +73,11 @@ def test_a_search_finds_no_number_of_a_replaced_measurement(registry: Registry, 
         measurement_log.record(registry, version, Evaluation("sql_x", {"pass": 8.0}))
         measurement_log.record(registry, version, Evaluation("sql", {"loss": 7.0, "rouge": 7.0}))
     for _ in range(2):
-        assert [found(registry, f"{name}>=9") for name in ("sql_loss", "sql_bleu", "sql_x_pass", "sql_rouge")] == [[]] * 4
-        assert found(registry, "sql_bleu>0") == ["team/sql:v3"]
-        assert found(registry, "sql_bleu=3") == ["team/sql:v3"]
+        assert [refs_within(registry, f"{name}>=9") for name in ("sql_loss", "sql_bleu", "sql_x_pass", "sql_rouge")] == [[]] * 4
+        assert refs_within(registry, "sql_bleu>0") == ["team/sql:v3"]
+        assert refs_within(registry, "sql_bleu=3") == ["team/sql:v3"]
         for bound in ("sql_loss=7", "sql_rouge=7", "sql_x_pass=8"):
-            assert found(registry, bound) == ["team/sql:v3", "team/sql:v1"]
+            assert refs_within(registry, bound) == ["team/sql:v3", "team/sql:v1"]
         assert queries.metrics(registry.index, registry.resolve(v(1)).digest) == {
             "sql_loss": 7.0, "sql_rouge": 7.0, "sql_x_pass": 8.0,
         }  # fmt: skip
