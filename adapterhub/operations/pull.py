@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.registry.signature_policy import LIMIT, is_about
 from adapterhub_converters.errors import ParameterError
 from adapterhub_converters.lazy_dataclass import dataclass
 
@@ -109,7 +110,6 @@ def pull(
             )
         return _pull_from_address(source, out, workspace, name=name, replace=replace, demand=demand)
     from adapterhub.ref import Ref
-    from adapterhub.remotes.local_name import LocalName
 
     ref = Ref.parse(source)
     workspace.check_name(ref.name)  # before asking whether there is such a version
@@ -124,9 +124,10 @@ def pull(
         target = Path(out) if out else Path(ref.name.rpartition("/")[2])
         layers = registry.files(version)
         is_new = _write_version(registry, version, pinned, target, workspace, replace=replace)
-        if signed is None:
+        # Read from the store itself: the modules of remotes would take longer to load than the pull.
+        if signed is None and (stored := registry.store.signatures.read(version.digest, LIMIT)):
             manifest = registry.oci_manifest(version)
-            signatures = signature_checks.carried_signatures(LocalName(registry, version.name), manifest, workspace)
+            signatures = [raw for raw in stored if is_about(raw, manifest)]
             signature_checks.write_carried(target, manifest, signatures, workspace)
     if signed:
         signature_checks.write(target, signed.raw)
