@@ -24,11 +24,14 @@ SYNONYMS = {
     "logs": "log", "load": "pull", "exec": "run", "tags": "tag", "auth": "login", "cache": "du", "repo": "list",
     "repos": "list", "scan-cache": "du", "i": "pull", "ci": "pull --locked", "update": "lock --update",
     "upgrade": "lock --update", "outdated": "lock --check", "view": "show", "dist-tag": "tag", "unpublish": "withdraw",
-    "yank": "withdraw",
+    "yank": "withdraw", "keygen": "key generate",
     "rename": "mv", "move": "mv", "shrinkwrap": "lock", "sbom": "bom", "licenses": "bom",
 }  # fmt: skip
 # The same for a word in a group of commands.
-GROUP_SYNONYMS = {"hub": {"restore": "load-backup", "audit": "log", "serve": "start", "run": "start", "up": "start"}}
+GROUP_SYNONYMS = {
+    "hub": {"restore": "load-backup", "audit": "log", "serve": "start", "run": "start", "up": "start"},
+    "key": {"new": "generate", "create": "generate", "make": "generate"},
+}
 
 
 def refuse_unknown(context: click.Context, typed: str, names: Sequence[str]) -> None:

@@ -256,7 +256,8 @@ def _no_such_version_error(ledger: Ledger, ref: Ref) -> NotFoundError:
         versions = [tag for tag in tags if semver.parse(tag)]
         problem = f"no tag is in this range; the version tags are {', '.join(versions[-10:]) or 'none'}"
         return NotFoundError(str(ref), problem, "A range matches tags like 1.2.0")
-    numbers = [f"v{row.number}" for row in queries.versions(ledger.index, name=ref.name)[:5]]
+    usable_rows = [row for row in queries.versions(ledger.index, name=ref.name) if row.withdrawn is None]
+    numbers = [f"v{row.number}" for row in usable_rows[:5]]
     problem = f"no such {'tag' if ref.tag else 'version'}; the registry has {', '.join([*tags, *numbers][:10]) or 'none'}"
     return NotFoundError(
         str(ref),

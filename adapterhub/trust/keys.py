@@ -248,7 +248,7 @@ def parse_public(text: str, location: str) -> PublicKey:
 def _one_pem(text: str, location: str) -> str:
     """Return `text` if it has exactly one PEM block."""
     if not text:
-        raise NotFoundError(location, "no such key")
+        raise NotFoundError(location, "no such key", "Generate a pair of keys first")
     if text.count(_PEM) != 1:  # a second key would be ignored silently
         raise FormatError(location, f"{text.count(_PEM)} keys in PEM where one is expected", _HINT)
     return text
