@@ -201,7 +201,7 @@ def _pull_from_address(
         manifest, is_new = sources.download_version(
             settled, address.reference, target, address.host, workspace, replace=replace
         )
-        if signed is None:
+        if signed is None and is_new:  # what is there already takes one request
             signatures = signature_checks.carried_signatures(settled, manifest, workspace)
             signature_checks.write_carried(target, manifest, signatures, workspace)
         commit = workspace.tell_notes(remote)

@@ -38,7 +38,7 @@ _BOUNDS = {
     ("tag", "team/sql:v1", "prod"): (114, 2600),
     ("log", "team/sql"): (109, 1950),
     ("info",): (107, 2000),
-    ("pull", "team/sql", "-o", "out"): (111, 2700),
+    ("pull", "team/sql", "-o", "out"): (111, 2750),
     ("validate", "sql"): (108, 5950),
     ("validate", "sql", "--base", "base"): (184, 12000),
     ("show", "team/sql"): (165, 5950),

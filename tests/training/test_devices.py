@@ -52,7 +52,7 @@ KINDS = {
 def losses(device, lora_words, base_words):
     words = train_config.LoRAConfig(r=2, **lora_words)
     how = train_config.BaseConfig("", **{"dtype": "float32", **base_words})
-    made = load_base(Path(sys.argv[1]), how, words, where="c.toml", device=device)
+    made = load_base(Path(sys.argv[1]), how, words, location="c.toml", device=device)
     assert made.by_documents == (device is THERE)
     lora.reset(made.model, 0)
     options = train_config.OptimConfig(rows=4, micro_rows=2, learning_rate=5e-3, clip=0.5)
