@@ -325,5 +325,5 @@ def write_carried(folder: Path, manifest: Manifest, signatures: Sequence[bytes],
         write(folder, of_files[0])
     present = in_folder(folder) if signatures else ()
     if left_out := sum(raw not in present for raw in signatures):
-        what = "1 signature or attestation stays" if left_out == 1 else f"{left_out} signatures and attestations stay"
-        workspace.tell(f"{what} behind: a folder has one {SIGNATURE}, of its files")
+        subject = "1 signature or attestation stays" if left_out == 1 else f"{left_out} signatures and attestations stay"
+        workspace.tell(f"{subject} behind: a folder has one {SIGNATURE}, of its files")

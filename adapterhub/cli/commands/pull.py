@@ -94,8 +94,8 @@ def pull(
     --to converts it under the rules of `adapterhub convert`; the registry caches the result, so that the next pull is a copy.
     --require-signature refuses, before any file is fetched, a version that is not signed under this name by one of --key and
     --identity, or without these by a signer of the project's policy. A signature is written as model.sig, unverified where none
-    is required. --remember records
-    the signer: from then on everything from the namespace must be signed by it, without an option.
+    is required. --remember records the signer: from then on everything from the namespace must be signed by it, without an
+    option.
 
     An interrupted pull from a remote or an address (oci://HOST/NAME[:TAG|@DIGEST]) resumes.
     """

@@ -193,6 +193,11 @@ class _Target:
     has_number: bool
     is_stored: bool
 
+    @property
+    def tags_of_new(self) -> tuple[str, ...]:
+        """The tags that a new version moves."""
+        return tuple(dict.fromkeys((LATEST, *self.tags)))
+
 
 def _find_target(worker: Worker, view: View | None, name: str, push: Push) -> _Target:
     """Return the version that a manifest is, or would become, if its number and the first tag are as the client expects."""
@@ -217,7 +222,7 @@ def rehearse_version(worker: Worker, hub: Hub, name: str, push: Push) -> Version
     target = _find_target(worker, check_pushable(worker, name), name, push)
     if target.is_stored:
         return _move_tags(worker, target, oci_manifest.parse(push.raw, name), push)
-    tags, size = tuple(dict.fromkeys((LATEST, *target.tags))), None
+    tags, size = target.tags_of_new, None
     check_protected(worker.registry.ledger, name, *tags)
     worker.registry.gate.check_new(name, tags, lambda: push.digest)
     if push.raw:
@@ -235,7 +240,7 @@ def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: Push)
         version = _move_tags(worker, target, oci, push)
     else:
         _check_new(worker, hub, target, oci, push)
-        tags = tuple(dict.fromkeys((LATEST, *target.tags)))
+        tags = target.tags_of_new
         signatures = partial(publishing.attached_signatures, worker, name)
         options: dict[str, Any] = {"tags": tags, "expect": push.expect, "message": push.message, "policy": hub.settings.policy}
         version = publishing.publish_manifest(worker.registry, target.ref, oci, signatures=signatures, **options)
